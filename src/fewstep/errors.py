@@ -1,0 +1,37 @@
+"""Errors. One parent; every message names what was wrong and ends in what to do."""
+
+
+class FewstepError(Exception):
+    """Parent of every error that this package raises on purpose."""
+
+
+class ArgumentError(FewstepError, ValueError):
+    """An argument cannot be used; raised before any work is done."""
+
+
+class TimesError(ArgumentError):
+    """Times that do not go strictly from noisy to clean, or leave the network's range."""
+
+
+class TableauError(ArgumentError):
+    """A table that is not strictly lower triangular, not finite, or not consistent; names row and column."""
+
+
+class SeedsError(ArgumentError):
+    """Calibration, selection and report seeds were mixed."""
+
+
+class DenoiserError(FewstepError):
+    """A network returned something unusable; names the step, the time and the seeds."""
+
+
+class NotATable(FewstepError):
+    """A foreign sampler is not linear in the network's outputs; carries the measured defect."""
+
+
+class LossyExport(FewstepError):
+    """The target of an export cannot hold the whole table; lists what would be lost."""
+
+
+class FileFormatError(FewstepError, ValueError):
+    """A file is damaged, of an unknown kind, or newer than this version."""
