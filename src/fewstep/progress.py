@@ -1,0 +1,123 @@
+"""What long work says while it runs, and two ways to show it: a live bar on a terminal, a plain line now and then elsewhere.
+
+The library only ever calls a function with an `Event`; who draws it is decided here. Nothing is printed to standard
+output, which belongs to results.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+PLAIN_EVERY = 5.0  # seconds between two plain lines
+
+
+@dataclass(frozen=True)
+class Event:
+    """One sign of life: `done` of `total` units of `stage` (total None: unknown), and the best found so far in words."""
+
+    stage: str
+    done: float
+    total: float | None = None
+    best: str = ""
+
+    @property
+    def finished(self) -> bool:
+        return self.total is not None and self.done >= self.total
+
+
+Report = Callable[[Event], None]
+
+
+def silent(_event: Event) -> None:
+    """The report of library calls that nobody watches."""
+
+
+def seconds_in_words(seconds: float) -> str:
+    """`7 s`, `3 min 20 s`, `2 h 5 min`."""
+    whole = round(max(seconds, 0.0))
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+class PlainReport:
+    """One line per stage change and every `every` seconds, with the time left of the stage."""
+
+    def __init__(self, stream: TextIO, every: float = PLAIN_EVERY, clock: Callable[[], float] = time.monotonic) -> None:
+        self.stream, self.every, self.clock = stream, every, clock
+        self.stage, self.started, self.printed = "", 0.0, 0.0
+
+    def __call__(self, event: Event) -> None:
+        now = self.clock()
+        if event.stage != self.stage:
+            self.stage, self.started = event.stage, now
+        elif not event.finished and now - self.printed < self.every:
+            return
+        self.printed = now
+        print(self.line(event, now - self.started), file=self.stream, flush=True)
+
+    @staticmethod
+    def line(event: Event, elapsed: float) -> str:
+        parts = [event.stage]
+        if event.total:
+            parts.append(f"{100 * event.done / event.total:.0f} %")
+            if 0 < event.done < event.total:
+                parts.append(f"{seconds_in_words(elapsed * (event.total - event.done) / event.done)} left")
+        elif event.done:
+            parts.append(f"{event.done:g} done")
+        if event.best:
+            parts.append(f"best {event.best}")
+        return "  ".join(parts)
+
+
+class LiveReport:
+    """One rich bar per stage; the bars of finished stages stay, with their time."""
+
+    def __init__(self, bars: Progress) -> None:
+        self.bars = bars
+        self.tasks: dict[str, TaskID] = {}
+
+    def __call__(self, event: Event) -> None:
+        if event.stage not in self.tasks:
+            self.tasks[event.stage] = self.bars.add_task(event.stage, total=event.total, best="")
+        best = f"best {event.best}" if event.best else ""
+        self.bars.update(self.tasks[event.stage], completed=event.done, total=event.total, best=best)
+
+
+@contextmanager
+def shown(*, quiet: bool = False, stream: TextIO | None = None) -> Iterator[Report]:
+    """A report that draws on `stream` (standard error by default): bars on a terminal, plain lines elsewhere.
+
+    >>> with shown(quiet=True) as report:
+    ...     report(Event("teacher", 1, 2))
+    """
+    out = stream or sys.stderr
+    if quiet:
+        yield silent
+    elif not out.isatty():
+        yield PlainReport(out)
+    else:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=28),
+            TaskProgressColumn(),
+            TextColumn("[green]{task.fields[best]}"),
+            TimeElapsedColumn(),
+            TextColumn("[dim]left"),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=Console(file=out)) as bars:
+            yield LiveReport(bars)
