@@ -1,4 +1,4 @@
-"""What long work says while it runs, and two ways to show it: a live bar on a terminal, a plain line now and then elsewhere.
+"""What long work says while it runs, and two ways to show it: a live bar on a terminal, plain lines elsewhere.
 
 The library only ever calls a function with an `Event`; who draws it is decided here. Nothing is printed to standard
 output, which belongs to results.
@@ -21,7 +21,7 @@ PLAIN_EVERY = 5.0  # seconds between two plain lines
 
 @dataclass(frozen=True)
 class Event:
-    """One sign of life: `done` of `total` units of `stage` (total None: unknown), and the best found so far in words."""
+    """One sign of life: `done` of `total` units of `stage` (None: unknown), and the best found so far in words."""
 
     stage: str
     done: float
@@ -30,6 +30,7 @@ class Event:
 
     @property
     def finished(self) -> bool:
+        """Whether the stage is complete."""
         return self.total is not None and self.done >= self.total
 
 
@@ -58,6 +59,7 @@ class PlainReport:
         self.stage, self.started, self.printed = "", 0.0, 0.0
 
     def __call__(self, event: Event) -> None:
+        """Print the event, unless it is too soon."""
         now = self.clock()
         if event.stage != self.stage:
             self.stage, self.started = event.stage, now
@@ -68,6 +70,7 @@ class PlainReport:
 
     @staticmethod
     def line(event: Event, elapsed: float) -> str:
+        """One event in words."""
         parts = [event.stage]
         if event.total:
             parts.append(f"{100 * event.done / event.total:.0f} %")
@@ -88,6 +91,7 @@ class LiveReport:
         self.tasks: dict[str, TaskID] = {}
 
     def __call__(self, event: Event) -> None:
+        """Move the bar of the stage, making it first."""
         if event.stage not in self.tasks:
             self.tasks[event.stage] = self.bars.add_task(event.stage, total=event.total, best="")
         best = f"best {event.best}" if event.best else ""
@@ -108,7 +112,14 @@ def shown(*, quiet: bool = False, stream: TextIO | None = None) -> Iterator[Repo
         yield PlainReport(out)
     else:
         from rich.console import Console
-        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import (
+            BarColumn,
+            Progress,
+            TaskProgressColumn,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
 
         columns = (
             TextColumn("{task.description}"),
