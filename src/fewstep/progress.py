@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TextIO
@@ -99,7 +99,7 @@ class LiveReport:
 
 
 @contextmanager
-def shown(*, quiet: bool = False, stream: TextIO | None = None) -> Iterator[Report]:
+def shown(*, quiet: bool = False, stream: TextIO | None = None) -> Generator[Report]:
     """A report that draws on `stream` (standard error by default): bars on a terminal, plain lines elsewhere.
 
     >>> with shown(quiet=True) as report:

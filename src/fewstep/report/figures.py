@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fewstep.errors import ArgumentError
-from fewstep.report.style import COLOUR_OF, INK, LINE, SERIES, SOFT, bare, new_figure, style
+from fewstep.report.style import COLOUR_OF, FAINT, INK, LINE, SERIES, SOFT, bare, new_figure, style
 from fewstep.report.table import tableau_figure
 
 if TYPE_CHECKING:
@@ -210,7 +210,7 @@ def scores_figure(candidates: Sequence[Candidate], *, judge: str, most: int = 24
         axis = figure.subplots()
         for i, c in enumerate(shown):
             colour = COLOUR_OF.get(c.role, SOFT)
-            axis.axhline(i, color=LINE, linewidth=0.5, zorder=0)
+            axis.axhline(i, color=FAINT, linewidth=0.9, zorder=0)
             if c.fresh is not None:
                 axis.plot([c.selection, c.fresh], [i, i], color=colour, linewidth=1.4, zorder=1)
                 axis.errorbar(
@@ -226,8 +226,7 @@ def scores_figure(candidates: Sequence[Candidate], *, judge: str, most: int = 24
                     zorder=3,
                 )
             axis.plot(c.selection, i, "o", markersize=5.5, markerfacecolor="white", markeredgecolor=colour, zorder=2)
-        names = axis.set_yticks(range(len(shown)), [c.label for c in shown], fontsize=8)
-        del names
+        axis.set_yticks(range(len(shown)), [c.label for c in shown], fontsize=8)
         for label, c in zip(axis.get_yticklabels(), shown, strict=True):
             label.set_color(COLOUR_OF.get(c.role, INK))
             label.set_fontweight("bold" if c.role == "after" else "normal")
@@ -238,7 +237,7 @@ def scores_figure(candidates: Sequence[Candidate], *, judge: str, most: int = 24
             axis.xaxis.set_major_formatter(lambda v, _: f"{v:.3g}")
             axis.xaxis.set_minor_formatter(lambda v, _: f"{v:.3g}" if f"{v:e}"[0] in "25" else "")
         axis.set_xlabel(
-            f"{judge}, lower is better      hollow: selection seeds     filled: fresh seeds, one standard error"
+            f"{judge}, lower is better\nhollow: selection seeds    filled: fresh seeds ± one standard error"
         )
         axis.spines["left"].set_visible(False)
         axis.tick_params(axis="y", length=0)
@@ -246,7 +245,7 @@ def scores_figure(candidates: Sequence[Candidate], *, judge: str, most: int = 24
 
 
 def cloud_figure(entries: Sequence[tuple[str, Floats]], *, roles: Sequence[str] = ()) -> Figure:
-    """Samples `[B, d]` of each entry side by side on equal axes: two coordinates as points, or a histogram for d = 1."""
+    """Samples `[B, d]` of the entries side by side on equal axes: two coordinates as points, a histogram for d = 1."""
     if not entries:
         raise ArgumentError("entries is empty; give at least one (label, samples)")
     clouds = [np.asarray(points, np.float64).reshape(len(points), -1) for _, points in entries]

@@ -128,6 +128,6 @@ def _row_labels(flat: Tableau) -> list[str]:
     labels: list[str] = []
     last = len(flat.times) - 1
     for i in range(1, last + 1):
-        role = "sample" if i == last else "" if flat.evaluated[i] else "no call"
-        labels.append(f"{role + '  ' if role else ''}state {i}   t {float(flat.times[i]):.4g}")
+        name = "sample" if i == last else f"state {i}" + ("" if flat.evaluated[i] else " (no call)")
+        labels.append(f"{name}   t {float(flat.times[i]):.4g}")
     return labels
