@@ -26,7 +26,12 @@ class DenoiserError(FewstepError):
 
 
 class NotATable(FewstepError):
-    """A foreign sampler is not linear in the network's outputs; carries the measured defect."""
+    """A foreign sampler is not linear in the network's outputs; carries the measured defect and the row where it is largest."""
+
+    def __init__(self, message: str, *, defect: float = float("nan"), row: int | None = None) -> None:
+        super().__init__(message)
+        self.defect = defect
+        self.row = row
 
 
 class LossyExport(FewstepError):

@@ -1,0 +1,113 @@
+"""Which samplers of which hosts are read, and how; used by `tools/make_golden.py` and by the live tests."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import types
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from fewstep.adapters import k_diffusion as kd_adapter
+from fewstep.probe import probe
+
+from . import store
+
+Tables = dict[str, dict[str, Any]]
+
+KARRAS6 = [14.6, 6.478, 2.602, 0.9116, 0.2645, 0.0292, 0.0]
+IRREGULAR8 = [80.0, 31.0, 9.7, 6.1, 2.2, 1.7, 0.41, 0.06, 0.0]
+STOPS5 = [10.0, 5.2, 1.9, 0.83, 0.31, 0.1]
+GRIDS = {"karras6": KARRAS6, "irregular8": IRREGULAR8, "stops5": STOPS5}
+CHURN = {"s_churn": 2.5, "s_tmin": 0.05, "s_tmax": 50.0, "s_noise": 1.003}
+
+K_DIFFUSION: dict[str, tuple[str, dict[str, Any]]] = {
+    "euler": ("sample_euler", {}),
+    "euler churn": ("sample_euler", CHURN),
+    "heun": ("sample_heun", {}),
+    "heun churn": ("sample_heun", CHURN),
+    "dpm_2": ("sample_dpm_2", {}),
+    "dpm_2 churn": ("sample_dpm_2", CHURN),
+    "euler_ancestral": ("sample_euler_ancestral", {}),
+    "euler_ancestral eta.5": ("sample_euler_ancestral", {"eta": 0.5}),
+    "dpm_2_ancestral": ("sample_dpm_2_ancestral", {}),
+    "dpm_2_ancestral eta.5": ("sample_dpm_2_ancestral", {"eta": 0.5}),
+    "lms": ("sample_lms", {}),
+    "lms order2": ("sample_lms", {"order": 2}),
+    "lms order3": ("sample_lms", {"order": 3}),
+    "dpmpp_2s_ancestral": ("sample_dpmpp_2s_ancestral", {}),
+    "dpmpp_2s_ancestral eta0": ("sample_dpmpp_2s_ancestral", {"eta": 0.0}),
+    "dpmpp_sde": ("sample_dpmpp_sde", {}),
+    "dpmpp_sde eta.5": ("sample_dpmpp_sde", {"eta": 0.5}),
+    "dpmpp_sde eta0 r.3": ("sample_dpmpp_sde", {"eta": 0.0, "r": 0.3}),
+    "dpmpp_2m": ("sample_dpmpp_2m", {}),
+    "dpmpp_2m_sde": ("sample_dpmpp_2m_sde", {}),
+    "dpmpp_2m_sde heun eta.5": ("sample_dpmpp_2m_sde", {"eta": 0.5, "solver_type": "heun"}),
+    "dpmpp_2m_sde heun eta0": ("sample_dpmpp_2m_sde", {"eta": 0.0, "solver_type": "heun"}),
+    "dpmpp_3m_sde": ("sample_dpmpp_3m_sde", {}),
+    "dpmpp_3m_sde eta.5": ("sample_dpmpp_3m_sde", {"eta": 0.5}),
+    "dpmpp_3m_sde eta0": ("sample_dpmpp_3m_sde", {"eta": 0.0}),
+}
+"""Case -> function and options; each is read on every grid."""
+
+K_FAST: dict[str, tuple[int, dict[str, Any]]] = {f"dpm_fast {n} eta{eta:g}": (n, {"eta": eta}) for n in (4, 5, 6, 8) for eta in (0.0, 1.0)}
+
+
+def k_diffusion_sampling(path: str | None = None) -> Any:
+    """k-diffusion's sampling module, with empty modules in place of what only its other parts need; None where it is not there."""
+    if path is None:
+        package = importlib.util.find_spec("k_diffusion")
+        if package is None or package.origin is None:
+            return None
+        path = package.origin.replace("__init__.py", "sampling.py")
+    for name in ("torchdiffeq", "torchsde"):
+        if importlib.util.find_spec(name) is None:
+            sys.modules[name] = empty = types.ModuleType(name)
+            empty.__dict__["odeint"] = None
+    parent, utils = types.ModuleType("k_diffusion_alone"), types.ModuleType("k_diffusion_alone.utils")
+    parent.__path__ = []
+    utils.__dict__["append_dims"] = lambda x, ndim: x[(...,) + (None,) * (ndim - x.ndim)]
+    parent.__dict__["utils"] = utils
+    sys.modules[parent.__name__], sys.modules[utils.__name__] = parent, utils
+    spec = importlib.util.spec_from_file_location("k_diffusion_alone.sampling", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def read_k_diffusion(sampling: Any, case: str) -> dict[str, Any]:
+    """One case of k-diffusion: `NAME GRID`, or a dpm_fast case."""
+    about = {"host": "k-diffusion 0.1.1.post1"}
+    if case in K_FAST:
+        n, options = K_FAST[case]
+        ends = torch.tensor([0.03, 14.6], dtype=torch.float64)
+        weights = probe(kd_adapter.host(sampling.sample_dpm_fast, ends[0].item(), ends[1].item(), n, **options))
+        options = {"sigma_min": 0.03, "sigma_max": 14.6, "n": n, **options}
+        return store.record(weights, sampler="sample_dpm_fast", options=options, steps=ends, last=(1.0, 0.03), **about)
+    name, grid = case.rsplit(" ", 1)
+    function, options = K_DIFFUSION[name]
+    sigmas = torch.tensor(GRIDS[grid], dtype=torch.float64)
+    weights = probe(kd_adapter.host(getattr(sampling, function), sigmas, **options))
+    return store.record(weights, sampler=function, options=options, steps=sigmas, last=(1.0, GRIDS[grid][-1]), **about)
+
+
+def k_diffusion_cases() -> list[str]:
+    return [f"{name} {grid}" for name in K_DIFFUSION for grid in GRIDS] + list(K_FAST)
+
+
+def write_k_diffusion(path: str | None = None) -> dict[str, Tables]:
+    sampling = k_diffusion_sampling(path)
+    if sampling is None:
+        raise SystemExit("k-diffusion is not installed: pip install --no-deps k-diffusion==0.1.1.post1, or give the path of its sampling.py")
+    dtype = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)  # dpm_fast makes its levels in the default dtype
+    try:
+        return {"k_diffusion": {case: read_k_diffusion(sampling, case) for case in k_diffusion_cases()}}
+    finally:
+        torch.set_default_dtype(dtype)
+
+
+WRITERS: dict[str, Callable[..., dict[str, Tables]]] = {"k_diffusion": write_k_diffusion}
