@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 __all__ = ["Candidate", "Series", "cloud_figure", "quality_figure", "scores_figure", "tableau_figure", "times_figure"]
 
 Floats = NDArray[np.float64]
-LAM_LABEL = "noisy  ←   half log-SNR  λ = log(α/σ)   →  clean"
+LAM_LABEL = "noisy ← half log-SNR λ = log(α/σ) → clean"
+WIDE = 9.3  # inches: the width of the report's column
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def times_figure(entries: Sequence[tuple[str, Tableau]], *, roles: Sequence[str]
     points = [_lams_of_calls(label, tableau) for label, tableau in entries]
     noise = _noise_of(*entries[0])
     with style():
-        figure = new_figure(7.2, 0.95 + 0.5 * len(entries))
+        figure = new_figure(WIDE, 0.95 + 0.5 * len(entries))
         axis = figure.subplots()
         finite = np.concatenate([p[np.isfinite(p)] for p in points])
         low, high = float(finite.min(initial=0.0)), float(finite.max(initial=0.0))
@@ -134,7 +135,7 @@ def quality_figure(series: Sequence[Series], *, judge: str, xlabel: str = "netwo
     values = [v for s in series for v in s.value]
     calls = sorted({x for s in series for x in s.x if s.role != "teacher"})
     with style():
-        figure = new_figure(7.2, 3.4)
+        figure = new_figure(WIDE, 3.4)
         axis = figure.subplots()
         ends: list[tuple[float, str, str]] = []
         spare = iter(SERIES * (1 + len(series) // len(SERIES)))
@@ -206,7 +207,7 @@ def scores_figure(candidates: Sequence[Candidate], *, judge: str, most: int = 24
     ranked = sorted(candidates, key=lambda c: c.selection)
     shown = ranked[:most]
     with style():
-        figure = new_figure(7.2, 0.9 + 0.235 * len(shown))
+        figure = new_figure(WIDE, 0.9 + 0.235 * len(shown))
         axis = figure.subplots()
         for i, c in enumerate(shown):
             colour = COLOUR_OF.get(c.role, SOFT)
@@ -236,9 +237,7 @@ def scores_figure(candidates: Sequence[Candidate], *, judge: str, most: int = 24
             axis.set_xscale("log")
             axis.xaxis.set_major_formatter(lambda v, _: f"{v:.3g}")
             axis.xaxis.set_minor_formatter(lambda v, _: f"{v:.3g}" if f"{v:e}"[0] in "25" else "")
-        axis.set_xlabel(
-            f"{judge}, lower is better\nhollow: selection seeds    filled: fresh seeds ± one standard error"
-        )
+        axis.set_xlabel(f"{judge}, lower is better\nhollow: selection seeds; filled: fresh seeds ± one standard error")
         axis.spines["left"].set_visible(False)
         axis.tick_params(axis="y", length=0)
     return figure
@@ -252,7 +251,7 @@ def cloud_figure(entries: Sequence[tuple[str, Floats]], *, roles: Sequence[str] 
     low, high = _middle_range(np.concatenate(clouds))
     with style():
         flat = clouds[0].shape[1] == 1
-        figure = new_figure(2.4 * len(entries), 1.9 if flat else 2.65)
+        figure = new_figure(WIDE / 3 * len(entries), 2.2 if flat else 3.35)
         axes: list[Axes] = list(figure.subplots(1, len(entries), squeeze=False, sharex=True, sharey=True)[0])
         for i, (axis, (label, _), points) in enumerate(zip(axes, entries, clouds, strict=True)):
             colour = COLOUR_OF.get(roles[i] if i < len(roles) else "", SERIES[i % len(SERIES)])

@@ -129,5 +129,5 @@ def _row_labels(flat: Tableau) -> list[str]:
     last = len(flat.times) - 1
     for i in range(1, last + 1):
         name = "sample" if i == last else f"state {i}" + ("" if flat.evaluated[i] else " (no call)")
-        labels.append(f"{name}   t {float(flat.times[i]):.4g}")
+        labels.append(f"{name}, t {float(flat.times[i]):.4g}")
     return labels

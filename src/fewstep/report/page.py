@@ -1,0 +1,268 @@
+"""One self-contained HTML page: pictures and figures inside, no script, nothing fetched from anywhere."""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fewstep.files import atomic_write_text
+from fewstep.progress import seconds_in_words
+from fewstep.report import figures, images, style
+from fewstep.report.figures import Candidate, Series
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from torch import Tensor
+
+    from fewstep.tableau import Tableau
+
+MOST_DRAWN = 24  # candidates
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One sampler on the page. `role` is before, after or teacher; `score` and `error` are on the fresh seeds.
+
+    `others` holds further judges: name -> (value, standard error or None).
+    """
+
+    label: str
+    role: str
+    nfe: int
+    tableau: Tableau | None = None
+    samples: Tensor | None = None
+    score: float | None = None
+    error: float | None = None
+    others: Mapping[str, tuple[float, float | None]] = field(default_factory=dict[str, tuple[float, float | None]])
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one stage took."""
+
+    stage: str
+    calls: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Page:
+    """All that a report shows. Empty parts are left out.
+
+    `judge` names the score of the entries ("Fréchet distance, 5,000 samples"), `selected_by` the one that chose.
+    `facts` is provenance: seeds, digests, versions.
+    """
+
+    model: str
+    nfe: int
+    method: str
+    judge: str
+    entries: Sequence[Entry]
+    selected_by: str = ""
+    series: Sequence[Series] = ()
+    candidates: Sequence[Candidate] = ()
+    costs: Sequence[Cost] = ()
+    schedule_file: str = "schedule.json"
+    samples_note: str = ""
+    facts: Mapping[str, str] = field(default_factory=dict[str, str])
+
+    @property
+    def title(self) -> str:
+        """The headline."""
+        return f"{self.model} in {self.nfe} network calls"
+
+    def entry(self, role: str) -> Entry | None:
+        """The first entry of this role."""
+        return next((e for e in self.entries if e.role == role), None)
+
+
+def write(page: Page, path: str | Path) -> Path:
+    """Write the page atomically; returns the path."""
+    return atomic_write_text(path, html(page))
+
+
+def html(page: Page) -> str:
+    """The page as one HTML document."""
+    parts = (_head, _samples, _quality, _times, _table, _candidates, _others, _costs, _use, _facts)
+    body = "\n".join(filter(None, (part(page) for part in parts)))
+    css = files("fewstep.report").joinpath("page.css").read_text("utf-8")
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(page.title)}</title>\n<style>\n{css}</style>\n</head>\n<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
+    )
+
+
+def with_error(value: float | None, error: float | None = None) -> str:
+    """`12.3 ± 0.4`: the error with two digits, the value to the same place; four digits where no error is known."""
+    if value is None or not math.isfinite(value):
+        return "n/a"
+    if not error or not math.isfinite(error):
+        return f"{value:.4g}"
+    places = max(0, 1 - math.floor(math.log10(error)))
+    return f"{value:.{places}f} ± {error:.{places}f}"
+
+
+def verdict(before: Entry, after: Entry) -> str:
+    """The result in one sentence, that claims a gain only outside two standard errors of the difference."""
+    if before.score is None or after.score is None:
+        return "Neither was judged on fresh seeds, so look at the samples."
+    gain, error = before.score - after.score, math.hypot(before.error or 0.0, after.error or 0.0)
+    share = f"{abs(gain) / before.score:.0%}" if before.score > 0 else f"{abs(gain):.3g}"
+    known = before.error is not None and after.error is not None
+    if known and abs(gain) <= 2 * error:
+        return "The two do not differ by more than two standard errors: on this judge the search found no gain that can be shown."
+    outside = ", outside the error bars" if known else " (no error bars are known)"
+    return (
+        f"The found schedule is {share} {'lower (better)' if gain > 0 else 'higher (worse)'} on fresh seeds{outside}."
+    )
+
+
+def _head(page: Page) -> str:
+    before, after = page.entry("before"), page.entry("after")
+    cards = [
+        _card(e.role, with_error(e.score, e.error), f"{e.label}, {e.nfe} calls")
+        for e in page.entries
+        if e.score is not None
+    ]
+    if page.costs:
+        calls, seconds = sum(c.calls for c in page.costs), sum(c.seconds for c in page.costs)
+        cards.append(_card("", f"{calls:,}", f"network calls to find it, {_seconds(seconds)}"))
+    lead = f'<p class="lead">{escape(verdict(before, after))}</p>' if before and after else ""
+    judge = f'<p class="note">{escape(page.judge)}, lower is better. Method: {escape(page.method)}.</p>'
+    return f'<h1>{escape(page.title)}</h1>\n{lead}\n<div class="cards">{"".join(cards)}</div>\n{judge}'
+
+
+def _card(role: str, number: str, text: str) -> str:
+    value, _, error = number.partition(" ± ")
+    small = f" <small>± {error}</small>" if error else ""
+    return f'<div class="card"><b class="{role}">{value}{small}</b><span>{escape(text)}</span></div>'
+
+
+def _section(title: str, *parts: str) -> str:
+    return "\n".join((f"<h2>{title}</h2>", *filter(None, parts)))
+
+
+def _samples(page: Page) -> str:
+    shown = [(e, e.samples) for e in page.entries if e.samples is not None and len(e.samples)]
+    if not shown:
+        return ""
+    note = f"<p>The same seeds in the same places. {escape(page.samples_note)}</p>"
+    if all(images.is_image(tuple(samples.shape[1:])) for _, samples in shown):
+        cells = "".join(_picture(e, samples) for e, samples in shown)
+        return _section("Samples", note, f'<div class="grids">{cells}</div>')
+    clouds = [(e.label, samples.detach().cpu().double().flatten(1).numpy()) for e, samples in shown]
+    return _section("Samples", note, _figure(figures.cloud_figure(clouds, roles=[e.role for e, _ in shown])))
+
+
+def _picture(entry: Entry, samples: Tensor) -> str:
+    data = base64.b64encode(images.png(images.image_grid(samples, gap=1))).decode("ascii")
+    label = escape(entry.label)
+    caption = f'<figcaption class="{entry.role}">{label} <small>{entry.nfe} calls</small></figcaption>'
+    return f'<figure>{caption}<img alt="samples of {label}" src="data:image/png;base64,{data}"></figure>'
+
+
+def _quality(page: Page) -> str:
+    if not page.series:
+        return ""
+    note = "<p>Bars are one standard error.</p>" if any(any(s.error) for s in page.series) else ""
+    return _section(
+        "Quality against network calls", note, _figure(figures.quality_figure(page.series, judge=page.judge))
+    )
+
+
+def _times(page: Page) -> str:
+    shown = [(e, e.tableau) for e in page.entries if e.tableau is not None and e.tableau.noise is not None]
+    if not shown:
+        return ""
+    note = "<p>Where the network is called, from noise on the left to the clean image on the right.</p>"
+    figure = figures.times_figure([(e.label, tableau) for e, tableau in shown], roles=[e.role for e, _ in shown])
+    return _section("Times", note, _figure(figure))
+
+
+def _table(page: Page) -> str:
+    after = page.entry("after")
+    if after is None or after.tableau is None or after.tableau.A.ndim > 2:
+        return ""
+    note = (
+        "<p>The whole sampler. Each row is a state, written as a weighted sum of the start <i>x<sub>T</sub></i>, the "
+        "network's outputs <i>D<sub>j</sub></i> (its estimates of the clean image) and fresh noise. "
+        "Grey cells do not exist yet.</p>"
+    )
+    text = f"<details><summary>The same in numbers</summary><pre>{escape(str(after.tableau))}</pre></details>"
+    return _section("The table", note, _figure(figures.tableau_figure(after.tableau)), text)
+
+
+def _candidates(page: Page) -> str:
+    if not page.candidates:
+        return ""
+    judge = page.selected_by or page.judge
+    note = (
+        f"<p>Every candidate on the seeds that selected (by {escape(judge)}), and the finalists again on fresh seeds. The "
+        "best of many noisy scores is too good on average; the distance between the two marks shows by how much.</p>"
+    )
+    rest = len(page.candidates) - MOST_DRAWN
+    more = f'<p class="note">{rest} worse ones are not drawn.</p>' if rest > 0 else ""
+    figure = figures.scores_figure(page.candidates, judge=judge, most=MOST_DRAWN)
+    return _section("Candidates", note, _figure(figure), more)
+
+
+def _others(page: Page) -> str:
+    """Further judges beside the one that selected: they disagree, and a reader should see it."""
+    names = list(dict.fromkeys(name for e in page.entries for name in e.others))
+    if not names:
+        return ""
+    rows = [(e.label, *(with_error(*e.others.get(n, (math.nan, None))) for n in names)) for e in page.entries]
+    return _section("Other judges", "<p>Judges disagree; none of these selected.</p>", _rows(("", *names), rows))
+
+
+def _costs(page: Page) -> str:
+    if not page.costs:
+        return ""
+    rows = [(c.stage, f"{c.calls:,}", _seconds(c.seconds)) for c in page.costs]
+    total = ("in all", f"{sum(c.calls for c in page.costs):,}", _seconds(sum(c.seconds for c in page.costs)))
+    return _section("Cost", _rows(("stage", "network calls", "time"), rows, total))
+
+
+def _use(page: Page) -> str:
+    name, model = escape(page.schedule_file), escape(page.model)
+    python = (
+        "import fewstep as fs\n\n"
+        f'model = fs.load("{model}")\n'
+        f'tableau = fs.Tableau.load("{name}")\n'
+        "images = fs.sample(model, tableau, seeds=range(64))"
+    )
+    shell = (
+        f"fewstep sample {model} --schedule {name} --seeds 0-63 --out grid.png\n"
+        f"fewstep compare {model} --nfe {page.nfe} --schedule {name}\n"
+        f"fewstep show {name}\nfewstep export {name} --to comfyui"
+    )
+    return _section("Use it", f"<p>In Python:</p>\n<pre>{python}</pre>\n<p>From the shell:</p>\n<pre>{shell}</pre>")
+
+
+def _facts(page: Page) -> str:
+    if not page.facts:
+        return ""
+    rows = "".join(f'<tr><td>{escape(k)}</td><td class="text">{escape(v)}</td></tr>' for k, v in page.facts.items())
+    return _section("How it was made", f"<table>{rows}</table>")
+
+
+def _rows(header: Iterable[str], rows: Iterable[Iterable[str]], total: Iterable[str] = ()) -> str:
+    cells = lambda row, tag: "".join(f"<{tag}>{escape(c)}</{tag}>" for c in row)  # noqa: E731
+    body = "".join(f"<tr>{cells(r, 'td')}</tr>" for r in rows)
+    last = f'<tr class="sum">{cells(total, "td")}</tr>' if total else ""
+    return f'<div class="wide"><table><tr>{cells(header, "th")}</tr>{body}{last}</table></div>'
+
+
+def _figure(figure: Figure) -> str:
+    return f'<figure class="wide">{style.svg(figure)}</figure>'
+
+
+def _seconds(seconds: float) -> str:
+    return seconds_in_words(seconds) if seconds >= 10 else f"{seconds:.1f} s"
