@@ -15,7 +15,7 @@ torch.set_num_threads(1)
 
 @pytest.fixture(autouse=True)
 def torch_defaults() -> Iterator[None]:
-    """A test may change torch's default dtype or device on purpose; it must not leave them changed, nor may the code."""
+    """A test may change torch's defaults on purpose; neither it nor the code it runs may leave them changed."""
     dtype, device = torch.get_default_dtype(), torch.get_default_device()
     deterministic, grad = torch.are_deterministic_algorithms_enabled(), torch.is_grad_enabled()
     yield
