@@ -1,0 +1,57 @@
+"""Few-step samplers for pretrained diffusion and flow models: find the best one for your network, save it, run it anywhere.
+
+The public face. Names are loaded when they are first used, so that importing the package costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from fewstep import metrics as metrics
+    from fewstep import noise as noise
+    from fewstep import problems as problems
+    from fewstep import search as search
+    from fewstep import solvers as solvers
+    from fewstep import times as times
+    from fewstep.denoiser import Denoiser as Denoiser
+    from fewstep.denoiser import from_callable as from_callable
+    from fewstep.models import load as load
+    from fewstep.noise import NoiseSchedule as NoiseSchedule
+    from fewstep.optimize import Found as Found
+    from fewstep.optimize import optimize as optimize
+    from fewstep.randomness import CalibrationSeeds as CalibrationSeeds
+    from fewstep.randomness import ReportSeeds as ReportSeeds
+    from fewstep.randomness import SelectionSeeds as SelectionSeeds
+    from fewstep.rules import SolverSchedule as SolverSchedule
+    from fewstep.rules import Step as Step
+    from fewstep.sampling import sample as sample
+    from fewstep.sampling import trajectory as trajectory
+    from fewstep.tableau import Tableau as Tableau
+    from fewstep.trace import from_sampler as from_sampler
+
+_FROM = {
+    "Denoiser": "denoiser", "from_callable": "denoiser", "load": "models", "NoiseSchedule": "noise", "Found": "optimize",
+    "optimize": "optimize", "CalibrationSeeds": "randomness", "ReportSeeds": "randomness", "SelectionSeeds": "randomness",
+    "SolverSchedule": "rules", "Step": "rules", "sample": "sampling", "trajectory": "sampling", "Tableau": "tableau",
+}  # fmt: skip
+_MODULES = ("metrics", "noise", "problems", "search", "solvers", "times")
+
+__all__ = [*_FROM, *_MODULES, "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _FROM:
+        value = getattr(import_module(f"fewstep.{_FROM[name]}"), name)
+        globals()[name] = value
+        return value
+    if name in _MODULES:
+        return import_module(f"fewstep.{name}")
+    raise AttributeError(f"module 'fewstep' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -119,7 +119,7 @@ class Step:
         _require(self.basis in BASES, f"basis={self.basis!r}: choose one of {', '.join(BASES)}")
         _require(self.basis != "v3", "basis='v3' needs the network's DPM-Solver-v3 statistics, which this version cannot compute: use 'data' or 'noise'")
         _require(self.variable in VARIABLES, f"variable={self.variable!r}: choose one of {', '.join(VARIABLES)}")
-        _require(isinstance(self.order, int) and 1 <= self.order <= 4, f"order={self.order!r}: give an integer from 1 to 4")
+        _require(isinstance(self.order, int) and 1 <= self.order <= 5, f"order={self.order!r}: give an integer from 1 to 4 (5 only for the corrector of a step of order 4)")
         _require(self.start <= -1, f"start={self.start}: points count backwards, -1 is the newest")
         for name in ("scaling", "corrector_scaling"):
             scaling = getattr(self, name)
@@ -165,7 +165,7 @@ class SolverSchedule:
 
     Attributes:
         times: `[n + 1]` from noisy to clean, in the noise schedule's unit.
-        steps: the moves; exactly n of them have no node of their own and advance along `times`.
+        steps: the moves; exactly n of them have no node of their own, and each of these ends an interval of `times`.
         afs: analytical first step, which saves the first call: x0 taken as 0 ("zero"), as of unit variance ("unit":
             eps is the normalised state), or as the mean image ("mean"; give it to `tabulate`).
         model_times: `[n + 1]` what the network is told at the times, where that differs.
@@ -194,8 +194,8 @@ class SolverSchedule:
             if not values[k] < values[k - 1]:
                 raise TimesError(f"times must fall strictly: entry {k} ({values[k]!r}) does not lie below entry {k - 1} ({values[k - 1]!r}). Remove the repeat or sort them")
         _require(self.afs in AFS, f"afs={self.afs!r}: choose None, 'zero', 'unit' or 'mean'")
-        advance = sum(move.node is None for move in self.steps if isinstance(move, Step))
-        _require(advance == len(values) - 1, f"{advance} steps advance along {len(values)} times; {len(values) - 1} must")
+        advance = sum(move.node is None for move in self.steps)
+        _require(advance == len(values) - 1, f"{advance} moves advance along {len(values)} times; {len(values) - 1} must")
 
     def tabulate(self, noise: NoiseSchedule, *, mean: Tensor | None = None) -> Tableau:
         """The numbers of these decisions for one noise schedule; differentiable in the times."""

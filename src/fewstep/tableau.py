@@ -205,7 +205,7 @@ class Tableau:
 
     @cached_property
     def program(self) -> tuple[RowProgram, ...]:
-        """The rows as the sampling loop wants them (see `fewstep.sample`)."""
+        """The rows as the sampling loop wants them (see `fewstep.sampling`)."""
         return compile_rows(self)
 
     def __str__(self) -> str:

@@ -117,22 +117,15 @@ def tabulate(schedule: SolverSchedule, noise: NoiseSchedule, *, mean: Tensor | N
 
 
 def _intervals(steps: tuple[Decision, ...]) -> Iterator[list[Decision]]:
-    """The moves grouped by the interval of `times` that they belong to; what follows the last step joins it."""
+    """The moves grouped by the interval of `times` that they belong to; a move without a node ends one."""
     group: list[Decision] = []
-    for k, decision in enumerate(steps):
+    for decision in steps:
         group.append(decision)
-        rest = steps[k + 1 :]
-        ends = isinstance(decision, Step) and decision.node is None
-        if ends and not (rest and _belongs_to_end(rest)):
+        if decision.node is None:
             yield group
             group = []
-        elif not rest and group:
-            yield group
-
-
-def _belongs_to_end(rest: tuple[Decision, ...]) -> bool:
-    """Whether no later step advances: trailing moves (a restart at the end) belong to the last interval."""
-    return not any(isinstance(d, Step) and d.node is None for d in rest)
+    if group:
+        raise ArgumentError("the last move must end the last interval: give it no node of its own")
 
 
 def _interval(b: Builder, moves: list[Decision], end: Place, told: Scalar | None, *, last: bool) -> None:
