@@ -12,7 +12,9 @@ from fewstep.metrics.statistics import Estimate, Statistics, as_features
 
 
 def _factor(cov: Tensor) -> Tensor:
-    """L with `L L' = cov`. Eigenvalues that are rounding noise count as zero: their square roots would be 1e-8, not 1e-16."""
+    """L with `L L' = cov`. Eigenvalues that are rounding noise count as zero: their square roots would be 1e-8, not
+    1e-16.
+    """
     values, vectors = torch.linalg.eigh(cov)
     floor = values[-1].clamp(min=0) * len(values) * torch.finfo(cov.dtype).eps
     return vectors * torch.where(values > floor, values, 0.0).sqrt()
@@ -49,7 +51,9 @@ def frechet_with_error(features: Tensor, reference: Statistics, *, groups: int =
     """
     matrix = as_features(features, "features", least=2 * groups)
     if matrix.shape[1] != reference.d:
-        raise ArgumentError(f"features has {matrix.shape[1]} columns, reference {reference.d}; use one feature network for both")
+        raise ArgumentError(
+            f"features has {matrix.shape[1]} columns, reference {reference.d}; use one feature network for both"
+        )
     if groups < 2:
         raise ArgumentError(f"groups = {groups}: a jackknife needs at least 2")
     n, mean = len(matrix), matrix.mean(dim=0)
@@ -57,13 +61,13 @@ def frechet_with_error(features: Tensor, reference: Statistics, *, groups: int =
     scatter = centred.T @ centred
     cov_b = reference.cov
     factor_b = _factor(cov_b)
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(n, generator=torch.Generator("cpu").manual_seed(seed), device="cpu")
     without: list[float] = []
     for rows in order.tensor_split(groups):
         left_out, kept = centred[rows], n - len(rows)
         shift = -left_out.sum(dim=0) / kept
         cov = (scatter - left_out.T @ left_out - kept * torch.outer(shift, shift)) / (kept - 1)
         without.append(_distance(mean + shift, cov, reference.mean, cov_b, factor_b))
-    spread = torch.tensor(without, dtype=torch.float64).var(correction=0)
+    spread = torch.tensor(without, dtype=torch.float64, device="cpu").var(correction=0)
     value = _distance(mean, scatter / (n - 1), reference.mean, cov_b, factor_b)
     return Estimate(value, math.sqrt((groups - 1) * float(spread)))

@@ -14,18 +14,21 @@ from fewstep.metrics.statistics import Estimate, as_features
 Kernel = Callable[[Tensor, Tensor], Tensor]
 
 
-def polynomial(a: Tensor, b: Tensor, degree: int = 3) -> Tensor:
-    """The kernel of KID, `(a . b / d + 1)^degree`, `[n, m]`."""
-    return (a @ b.T / a.shape[1] + 1) ** degree
+def polynomial(a: Tensor, b: Tensor) -> Tensor:
+    """The kernel of KID, `(a . b / d + 1)^3`, `[n, m]`."""
+    return (a @ b.T / a.shape[1] + 1) ** 3
 
 
-def _row_sums(a: Tensor, b: Tensor, kernel: Kernel, block: int = 2048) -> Tensor:
-    return torch.cat([kernel(rows, b).sum(dim=1) for rows in a.split(block)])
-
-
-def _without_diagonal(a: Tensor, kernel: Kernel) -> Tensor:
-    diagonal = torch.cat([kernel(row[None], row[None])[0] for row in a]) if kernel is not polynomial else ((a * a).mean(dim=1) + 1) ** 3
-    return _row_sums(a, a, kernel) - diagonal
+def _row_sums(a: Tensor, b: Tensor, kernel: Kernel, *, same: bool = False, block: int = 2048) -> Tensor:
+    """Sum over b of the kernel with each row of a; within the `same` set, a point's kernel with itself is left out."""
+    sums: list[Tensor] = []
+    for start in range(0, len(a), block):
+        matrix = kernel(a[start : start + block], b)
+        if same:
+            rows = torch.arange(len(matrix), device="cpu")
+            matrix[rows, start + rows] = 0
+        sums.append(matrix.sum(dim=1))
+    return torch.cat(sums)
 
 
 def kernel_distance(a: Tensor, b: Tensor, *, kernel: Kernel = polynomial) -> Estimate:
@@ -39,7 +42,7 @@ def kernel_distance(a: Tensor, b: Tensor, *, kernel: Kernel = polynomial) -> Est
     if a.shape[1] != b.shape[1]:
         raise ArgumentError(f"a has {a.shape[1]} features and b {b.shape[1]}; use one feature network for both")
     n, m = len(a), len(b)
-    rows_a, rows_b = _without_diagonal(a, kernel), _without_diagonal(b, kernel)
+    rows_a, rows_b = _row_sums(a, a, kernel, same=True), _row_sums(b, b, kernel, same=True)
     cross_a, cross_b = _row_sums(a, b, kernel), _row_sums(b, a, kernel)
     sum_a, sum_b, cross = rows_a.sum(), rows_b.sum(), cross_a.sum()
     within_a, within_b = sum_a / (n * (n - 1)), sum_b / (m * (m - 1))

@@ -29,7 +29,7 @@ def _radii(points: Tensor, k: int, block: int) -> Tensor:
     found = []
     for start in range(0, len(points), block):
         distance = torch.cdist(points[start : start + block], points)
-        rows = torch.arange(len(distance))
+        rows = torch.arange(len(distance), device="cpu")
         distance[rows, start + rows] = -1.0  # itself comes first, whatever rounding says
         found.append(distance.kthvalue(k + 1, dim=1).values)
     return torch.cat(found)
@@ -43,14 +43,18 @@ def precision_recall(generated: Tensor, reference: Tensor, *, k: int = 3, block:
     """
     fake, real = as_features(generated, "generated"), as_features(reference, "reference")
     if fake.shape[1] != real.shape[1]:
-        raise ArgumentError(f"generated has {fake.shape[1]} features and reference {real.shape[1]}; use one feature network for both")
+        raise ArgumentError(
+            f"generated has {fake.shape[1]} features and reference {real.shape[1]}; use one feature network for both"
+        )
     fewest = min(len(fake), len(real))
     if not 1 <= k < fewest:
-        raise ArgumentError(f"k = {k} with {fewest} samples in the smaller set; k must be at least 1 and less than that")
+        raise ArgumentError(
+            f"k = {k} with {fewest} samples in the smaller set; k must be at least 1 and less than that"
+        )
     centre = real.mean(dim=0)  # a common shift changes no distance, and leaves more digits to the differences
     fake, real = fake - centre, real - centre
     fake_radii, real_radii = _radii(fake, k, block), _radii(real, k, block)
-    recalled, covered = torch.zeros(len(real), dtype=torch.bool), torch.zeros(len(real), dtype=torch.bool)
+    recalled, covered = torch.zeros(2, len(real), dtype=torch.bool, device="cpu")
     precise = around = 0
     for rows, radii in zip(fake.split(block), fake_radii.split(block), strict=True):
         distance = torch.cdist(rows, real)

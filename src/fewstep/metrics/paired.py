@@ -18,7 +18,10 @@ def paired_l2(student: Tensor, teacher: Tensor, *, features: Features | None = N
     distribution-level distance beside it.
     """
     if student.shape != teacher.shape or student.ndim < 2:
-        raise ArgumentError(f"student {tuple(student.shape)} and teacher {tuple(teacher.shape)} are not pairs; give equal shapes [B, ...]")
+        raise ArgumentError(
+            f"student {tuple(student.shape)} and teacher {tuple(teacher.shape)} are not pairs; give equal shapes [B, "
+            "...]"
+        )
     if features is not None:
         student, teacher = features(student), features(teacher)
     gap = student.detach().to("cpu", torch.float64) - teacher.detach().to("cpu", torch.float64)

@@ -29,10 +29,14 @@ class Estimate(NamedTuple):
 
 
 def as_features(features: Tensor, name: str, least: int = 1) -> Tensor:
-    """`features` as a float64 CPU matrix `[n, d]`; refuses other shapes, non-finite entries and fewer than `least` rows."""
+    """`features` as a float64 CPU matrix `[n, d]`; refuses other shapes, non-finite entries and fewer than `least`
+    rows.
+    """
     matrix = torch.as_tensor(features).detach().to("cpu", torch.float64)
     if matrix.ndim != 2 or matrix.shape[1] == 0:
-        raise ArgumentError(f"{name} has shape {tuple(matrix.shape)}; give a matrix [samples, features] (flatten images first)")
+        raise ArgumentError(
+            f"{name} has shape {tuple(matrix.shape)}; give a matrix [samples, features] (flatten images first)"
+        )
     if len(matrix) < least:
         raise ArgumentError(f"{name} has {len(matrix)} samples, fewer than the {least} needed here; give more samples")
     if not bool(torch.isfinite(matrix).all()):
@@ -77,7 +81,9 @@ class Statistics:
 
     @classmethod
     def from_moments(cls, mean: Tensor, cov: Tensor, n: int | None = None) -> Statistics:
-        """Statistics with a given mean `[d]` and covariance `[d, d]`; `n` None where nobody says how many samples they are of."""
+        """Statistics with a given mean `[d]` and covariance `[d, d]`; `n` None where nobody says how many samples
+        they are of.
+        """
         mean, cov = mean.detach().to("cpu", torch.float64), cov.detach().to("cpu", torch.float64)
         if mean.ndim != 1 or cov.shape != (len(mean), len(mean)):
             raise ArgumentError(f"mean {tuple(mean.shape)} and cov {tuple(cov.shape)} do not fit; give [d] and [d, d]")
@@ -103,14 +109,18 @@ class Statistics:
         if self.n is None:
             return self._scatter.clone()
         if self.n < 2:
-            raise ArgumentError(f"these statistics hold {self.n} samples; a covariance needs at least 2: update them with more")
+            raise ArgumentError(
+                f"these statistics hold {self.n} samples; a covariance needs at least 2: update them with more"
+            )
         return self._scatter / (self.n - 1)
 
     def update(self, features: Tensor) -> None:
         """Take in a batch `[b, d]`."""
         batch = as_features(features, "features", least=0)
         if batch.shape[1] != self.d:
-            raise ArgumentError(f"features has {batch.shape[1]} columns, these statistics {self.d}; use one feature network for both")
+            raise ArgumentError(
+                f"features has {batch.shape[1]} columns, these statistics {self.d}; use one feature network for both"
+            )
         if len(batch) == 0:
             return
         mean = batch.mean(dim=0)
@@ -120,7 +130,9 @@ class Statistics:
     def merge(self, other: Statistics) -> Statistics:
         """Statistics of both sets together, as a new object (what parallel workers send back)."""
         if other.d != self.d:
-            raise ArgumentError(f"other has {other.d} features, these statistics {self.d}; use one feature network for both")
+            raise ArgumentError(
+                f"other has {other.d} features, these statistics {self.d}; use one feature network for both"
+            )
         result = Statistics(self.d)
         for part in (self, other):
             if part.n != 0:
@@ -129,7 +141,10 @@ class Statistics:
 
     def _known_n(self) -> int:
         if self.n is None:
-            raise ArgumentError("the number of samples behind these statistics is unknown (a published file), so nothing can be added to them")
+            raise ArgumentError(
+                "the number of samples behind these statistics is unknown (a published file), so nothing can be added "
+                "to them"
+            )
         return self.n
 
     def _join(self, n: int, mean: Tensor, scatter: Tensor) -> None:
@@ -147,19 +162,25 @@ class Statistics:
 
     @classmethod
     def load(cls, path: str | Path) -> Statistics:
-        """Read a file of `save`, or a published statistics file: npz with `mu` and `sigma` (pickled files are refused)."""
+        """Read a file of `save`, or a published statistics file: npz with `mu` and `sigma` (pickled files are
+        refused).
+        """
         path = Path(path)
         if not path.is_file():
-            raise ArgumentError(f"path: no file {path}; give a statistics file (.safetensors of `save`, or .npz with mu and sigma)")
+            raise ArgumentError(
+                f"path: no file {path}; give a statistics file (.safetensors of `save`, or .npz with mu and sigma)"
+            )
         return cls._from_npz(path) if path.suffix == ".npz" else cls._from_safetensors(path)
 
     @classmethod
     def _from_npz(cls, path: Path) -> Statistics:
         try:
-            with np.load(path, allow_pickle=False) as data:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as data:
                 missing = [key for key in ("mu", "sigma") if key not in data]
                 if missing:
-                    raise FileFormatError(f"{path} lacks {' and '.join(missing)} (it holds {sorted(data)}); give a statistics file")
+                    raise FileFormatError(
+                        f"{path} lacks {' and '.join(missing)} (it holds {sorted(data)}); give a statistics file"
+                    )
                 n = int(data["n"]) if "n" in data else None
                 mean, cov = (torch.from_numpy(np.asarray(data[key], dtype=np.float64)) for key in ("mu", "sigma"))
         except FileFormatError:
@@ -177,10 +198,16 @@ class Statistics:
         except SafetensorError as error:
             raise FileFormatError(f"{path} cannot be read as safetensors ({error}); compute it again") from error
         if metadata.get("kind") != "fewstep.statistics" or not {"mean", "cov"} <= tensors.keys():
-            raise FileFormatError(f"{path} is not a statistics file of this package; give one written by Statistics.save")
+            raise FileFormatError(
+                f"{path} is not a statistics file of this package; give one written by Statistics.save"
+            )
         if metadata.get("schema") != SCHEMA:
-            raise FileFormatError(f"{path} has schema {metadata.get('schema')}, this version reads {SCHEMA}; update fewstep")
-        return cls._checked(path, tensors["mean"], tensors["cov"], None if metadata["n"] == "None" else int(metadata["n"]))
+            raise FileFormatError(
+                f"{path} has schema {metadata.get('schema')}, this version reads {SCHEMA}; update fewstep"
+            )
+        return cls._checked(
+            path, tensors["mean"], tensors["cov"], None if metadata["n"] == "None" else int(metadata["n"])
+        )
 
     @classmethod
     def _checked(cls, path: Path, mean: Tensor, cov: Tensor, n: int | None) -> Statistics:

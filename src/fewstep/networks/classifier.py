@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import cast
 
 import torch
@@ -17,7 +18,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 
 class Classifier(nn.Module):
-    """`images [B, channels, H, W]` in [-1, 1] to logits `[B, classes]`; `features` stops one layer earlier, at `[B, widths[1]]`.
+    """`images [B, channels, H, W]` in [-1, 1] to logits `[B, classes]`; `features` stops one layer earlier.
 
     Pixels are folded 2x2 into channels, then two 3x3 convolutions at half and three at quarter resolution, each with
     batch normalisation (folded into the convolutions by `folded` once trained) and ReLU, then the mean over positions.
@@ -25,13 +26,16 @@ class Classifier(nn.Module):
     feature clouds are then comparable from one classifier to the next.
     """
 
-    def __init__(self, *, channels: int = 1, widths: Sequence[int] = (32, 64), classes: int = 10, normalised: bool = True) -> None:
+    def __init__(
+        self, *, channels: int = 1, widths: Sequence[int] = (32, 64), classes: int = 10, normalised: bool = True
+    ) -> None:
         super().__init__()
         wide, deep = widths
         sizes = [4 * channels, wide, wide, deep, deep, deep]
-        self.convolutions = nn.ModuleList([nn.Conv2d(a, b, 3, padding=1) for a, b in zip(sizes, sizes[1:], strict=False)])
+        self.convolutions = nn.ModuleList([nn.Conv2d(a, b, 3, padding=1) for a, b in pairwise(sizes)])
         self.norms = nn.ModuleList([nn.BatchNorm2d(b) if normalised else nn.Identity() for b in sizes[1:]])
         self.head = nn.Linear(deep, classes)
+        self.scale: Tensor
         self.register_buffer("scale", torch.ones(()))
 
     def features(self, images: Tensor) -> Tensor:
@@ -44,12 +48,15 @@ class Classifier(nn.Module):
         return h.mean(dim=(2, 3)) * self.scale
 
     def forward(self, images: Tensor) -> Tensor:
+        """Logits `[B, classes]`."""
         return self.head(self.features(images) / self.scale)
 
     def folded(self) -> Classifier:
         """The same function without batch normalisation, for use: a third fewer passes over memory."""
         fused = copy.deepcopy(self).eval()
         pairs = zip(fused.convolutions, fused.norms, strict=True)
-        fused.convolutions = nn.ModuleList([fuse_conv_bn_eval(cast(nn.Conv2d, c), cast(nn.BatchNorm2d, n)) for c, n in pairs])
+        fused.convolutions = nn.ModuleList(
+            [fuse_conv_bn_eval(cast(nn.Conv2d, c), cast(nn.BatchNorm2d, n)) for c, n in pairs]
+        )
         fused.norms = nn.ModuleList([nn.Identity() for _ in fused.norms])
         return fused

@@ -16,7 +16,9 @@ import json
 import math
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +26,7 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fewstep.networks.unet import EDMPrecond, UNet
+from fewstep.networks.unet import EDMPrecond, UNet, channels_last
 
 LABEL_DROPOUT = 0.1
 EMA_DECAY = 0.9993
@@ -41,12 +43,16 @@ def load_images(path: Path) -> tuple[Tensor, Tensor]:
 
 
 def stratified_sigmas(n: int, mean: float, spread: float, generator: torch.Generator) -> Tensor:
-    """Noise levels with `log sigma ~ N(mean, spread^2)`, one from each of n equally likely strata (less noise in the loss)."""
+    """Noise levels with `log sigma ~ N(mean, spread^2)`, one from each of n equally likely strata (less noise in the
+    loss).
+    """
     u = (torch.randperm(n, generator=generator) + torch.rand(n, generator=generator)) / n
     return torch.exp(mean + spread * math.sqrt(2) * torch.erfinv((2 * u - 1).clamp(-0.999999, 0.999999)))
 
 
-def denoising_loss(model: EDMPrecond, x0: Tensor, label: Tensor, args: argparse.Namespace, generator: torch.Generator) -> Tensor:
+def denoising_loss(
+    model: EDMPrecond, x0: Tensor, label: Tensor, args: argparse.Namespace, generator: torch.Generator
+) -> Tensor:
     """EDM's loss: `lambda(sigma) |D(x0 + sigma n, sigma) - x0|^2`, mean over pixels."""
     sigma = stratified_sigmas(len(x0), args.noise_mean, args.noise_spread, generator)
     dropped = torch.rand(len(x0), generator=generator) < LABEL_DROPOUT
@@ -65,6 +71,7 @@ def learning_rate(done: float, step: int, peak: float) -> float:
 
 
 def share_gradients(model: torch.nn.Module, workers: int) -> None:
+    """Replace each gradient by its mean over the workers."""
     grads = [p.grad for p in model.parameters() if p.grad is not None]
     flat = torch.cat([g.flatten() for g in grads])
     dist.all_reduce(flat)
@@ -72,39 +79,53 @@ def share_gradients(model: torch.nn.Module, workers: int) -> None:
         g.copy_(piece.view_as(g))
 
 
-def save_atomically(save, path: Path) -> None:
+def save_atomically(save: Callable[[Path], object], path: Path) -> None:
+    """`save` to a temporary file, then rename: a crash leaves the old file."""
     temporary = path.with_suffix(path.suffix + ".tmp")
     save(temporary)
     os.replace(temporary, path)
 
 
-def export(ema: EDMPrecond, path: Path, config: dict[str, object], seen: int) -> None:
+def export(ema: EDMPrecond, path: Path, config: dict[str, Any], seen: int) -> None:
     """Averaged weights in float16 (half the size, no visible change), with the architecture in the metadata."""
     weights = {k: v.half().contiguous() for k, v in ema.state_dict().items()}
     metadata = {"config": json.dumps(config), "images_seen": str(seen)}
     save_atomically(lambda p: save_file(weights, p, metadata=metadata), path)
 
 
+def resume(parts: dict[str, Any], checkpoint: Path) -> tuple[int, int]:
+    """Load model, average and optimiser from the checkpoint, if there is one; returns the steps done and images seen."""
+    if not checkpoint.exists():
+        return 0, 0
+    state = torch.load(checkpoint, weights_only=True)
+    for name, part in parts.items():
+        part.load_state_dict(state[name])
+    return state["step"], state["seen"]
+
+
 def train(args: argparse.Namespace) -> None:
+    """Train, or go on training, until `args.images` images were seen."""
     rank, workers = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if workers > 1:
         dist.init_process_group("gloo")
     torch.set_num_threads(args.threads)
     images, labels = load_images(args.data)
-    config = {"channels": images.shape[1], "widths": args.widths, "down": args.down, "middle": args.middle,
-              "up": args.up, "classes": int(labels.max()) + 1}
+    config: dict[str, Any] = {
+        "channels": images.shape[1],
+        "widths": args.widths,
+        "down": args.down,
+        "middle": args.middle,
+        "up": args.up,
+        "classes": int(labels.max()) + 1,
+    }
     torch.manual_seed(0)
-    model = EDMPrecond(UNet(**config)).to(memory_format=torch.channels_last)
+    model = EDMPrecond(UNet(**config))
+    channels_last(model)
     ema = copy.deepcopy(model).requires_grad_(False)
     optimiser = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.99), weight_decay=1e-4)
     checkpoint = args.out.with_suffix(".checkpoint.pt")
-    step = seen = 0
-    if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
-        model.load_state_dict(state["model"])
-        ema.load_state_dict(state["ema"])
-        optimiser.load_state_dict(state["optimiser"])
-        step, seen = state["step"], state["seen"]
+    parts: dict[str, Any] = {"model": model, "ema": ema, "optimiser": optimiser}
+    step, seen = resume(parts, checkpoint)
     generator = torch.Generator().manual_seed(1000003 * step + rank)
     share = args.batch // workers
     saved_at = printed_at = time.time()
@@ -121,7 +142,9 @@ def train(args: argparse.Namespace) -> None:
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         decay = min(EMA_DECAY, (step + 1) / (step + 20))
-        torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1 - decay)
+        with torch.no_grad():
+            for average, parameter in zip(ema.parameters(), model.parameters(), strict=True):
+                average.lerp_(parameter, 1 - decay)
         step, seen = step + 1, seen + share * workers
         running += (loss.item() - running) * 0.01
         if rank == 0 and time.time() - printed_at > 15:
@@ -129,13 +152,14 @@ def train(args: argparse.Namespace) -> None:
             print(f"images {seen:,} of {args.images:,}  loss {running:.4f}  {rate:.0f} images/s", flush=True)
             printed_at, printed_seen = time.time(), seen
         if rank == 0 and (time.time() - saved_at > 60 or seen >= args.images):
-            state = {"model": model.state_dict(), "ema": ema.state_dict(), "optimiser": optimiser.state_dict(), "step": step, "seen": seen}
+            state = {name: part.state_dict() for name, part in parts.items()} | {"step": step, "seen": seen}
             save_atomically(lambda p, state=state: torch.save(state, p), checkpoint)
             export(ema, args.out, config, seen)
             saved_at = time.time()
 
 
 def main() -> None:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="npz with train_images and train_labels")
     parser.add_argument("--out", type=Path, required=True, help="safetensors file to write")
@@ -149,7 +173,9 @@ def main() -> None:
     parser.add_argument("--noise-mean", type=float, default=-0.8)
     parser.add_argument("--noise-spread", type=float, default=1.3)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--no-bfloat16", dest="bfloat16", action="store_false", help="for processors without bfloat16 arithmetic")
+    parser.add_argument(
+        "--no-bfloat16", dest="bfloat16", action="store_false", help="for processors without bfloat16 arithmetic"
+    )
     train(parser.parse_args())
 
 

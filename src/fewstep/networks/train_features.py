@@ -1,4 +1,4 @@
-"""Train the feature network that ships: `python -m fewstep.networks.train_features --data mnist.npz --out mnist_features.safetensors`.
+"""Train the feature network that ships: `python -m fewstep.networks.train_features --data mnist.npz --out FILE`.
 
 The data file is the one of `fewstep.networks.train`, with `test_images` and `test_labels` beside the training set.
 Plain supervised training: cross-entropy, AdamW, one cycle of the learning rate, random shifts of up to two pixels. No
@@ -11,15 +11,19 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
+from fewstep.metrics.images import to_unit
 from fewstep.networks.classifier import Classifier
+from fewstep.networks.unet import channels_last
 
 
 def load_split(path: Path, split: str) -> tuple[Tensor, Tensor]:
@@ -29,11 +33,6 @@ def load_split(path: Path, split: str) -> tuple[Tensor, Tensor]:
     pixels = torch.from_numpy(images)
     pixels = pixels[:, None] if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2)
     return pixels.contiguous(), torch.from_numpy(labels).long()
-
-
-def to_unit(pixels: Tensor) -> Tensor:
-    """Bytes to the networks' range: 0..255 to [-1, 1], float32."""
-    return pixels.float().div(127.5).sub(1)
 
 
 def shifted(images: Tensor, most: int, generator: torch.Generator) -> Tensor:
@@ -48,16 +47,19 @@ def shifted(images: Tensor, most: int, generator: torch.Generator) -> Tensor:
 
 
 @torch.no_grad()
-def batched(function, pixels: Tensor, batch: int = 500) -> Tensor:
+def batched(function: Callable[[Tensor], Tensor], pixels: Tensor, batch: int = 500) -> Tensor:
     """`function` of the images, in batches; bytes in, one tensor out."""
     return torch.cat([function(to_unit(pixels[k : k + batch])) for k in range(0, len(pixels), batch)])
 
 
 def accuracy(model: Classifier, pixels: Tensor, labels: Tensor) -> float:
+    """Share of images that are classified as their label."""
     return float((batched(model, pixels).argmax(dim=1) == labels).double().mean())
 
 
 def fit(model: Classifier, pixels: Tensor, labels: Tensor, args: argparse.Namespace) -> None:
+    """Train `model` in place."""
+    channels_last(model)
     generator = torch.Generator().manual_seed(0)
     steps = args.epochs * (len(pixels) // args.batch)
     optimiser = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=args.decay)
@@ -78,9 +80,35 @@ def fit(model: Classifier, pixels: Tensor, labels: Tensor, args: argparse.Namesp
         print(f"epoch {epoch + 1} of {args.epochs}  loss {running:.4f}  {time.time() - started:.0f} s", flush=True)
 
 
+def train(args: argparse.Namespace) -> None:
+    """Train, fold, scale, measure and write."""
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    pixels, labels = load_split(args.data, "train")
+    config: dict[str, Any] = {
+        "channels": pixels.shape[1],
+        "widths": list(args.widths),
+        "classes": int(labels.max()) + 1,
+    }
+    raw = Classifier(**config)
+    fit(raw, pixels, labels, args)
+    model = raw.folded()
+    variance = batched(model.features, pixels).double().var(dim=0).mean()
+    model.scale.copy_(variance.rsqrt())
+    model.half().float()  # the accuracy stored is that of the weights stored
+    right = accuracy(model, *load_split(args.data, "test"))
+    print(f"test accuracy {right:.4%}")
+    weights = {k: v.half().contiguous() for k, v in model.state_dict().items()}
+    metadata = {"config": json.dumps(config), "test_accuracy": repr(right), "epochs": str(args.epochs)}
+    save_file(weights, args.out, metadata=metadata)
+
+
 def main() -> None:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="npz with train_images, train_labels, test_images, test_labels")
+    parser.add_argument(
+        "--data", type=Path, required=True, help="npz with train_images, train_labels, test_images, test_labels"
+    )
     parser.add_argument("--out", type=Path, required=True, help="safetensors file to write")
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--batch", type=int, default=128)
@@ -89,22 +117,10 @@ def main() -> None:
     parser.add_argument("--shift", type=int, default=2, help="largest random shift, in pixels")
     parser.add_argument("--widths", type=int, nargs=2, default=(32, 64))
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--no-bfloat16", dest="bfloat16", action="store_false", help="for processors without bfloat16 arithmetic")
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    torch.manual_seed(0)
-    pixels, labels = load_split(args.data, "train")
-    config = {"channels": pixels.shape[1], "widths": list(args.widths), "classes": int(labels.max()) + 1}
-    model: Classifier = Classifier(**config).to(memory_format=torch.channels_last)
-    fit(model, pixels, labels, args)
-    model = model.folded()
-    variance = batched(model.features, pixels).double().var(dim=0).mean()
-    model.scale.copy_(variance.rsqrt())
-    model = model.half().float()  # the accuracy stored is that of the weights stored
-    right = accuracy(nn.Module.eval(model), *load_split(args.data, "test"))
-    print(f"test accuracy {right:.4%}")
-    weights = {k: v.half().contiguous() for k, v in model.state_dict().items()}
-    save_file(weights, args.out, metadata={"config": json.dumps(config), "test_accuracy": repr(right), "epochs": str(args.epochs)})
+    parser.add_argument(
+        "--no-bfloat16", dest="bfloat16", action="store_false", help="for processors without bfloat16 arithmetic"
+    )
+    train(parser.parse_args())
 
 
 if __name__ == "__main__":

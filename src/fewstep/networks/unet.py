@@ -14,6 +14,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
+def channels_last(module: nn.Module) -> None:
+    """Lay out convolution weights (in place) as the CPU's convolutions want them."""
+    for parameter in module.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+
+
 class ResidualBlock(nn.Module):
     """Norm, SiLU, convolution, twice; the embedding scales and shifts the second norm (Dhariwal & Nichol, 2021)."""
 
@@ -30,6 +37,7 @@ class ResidualBlock(nn.Module):
         nn.init.zeros_(self.modulate.bias)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """`x [B, channels_in, H, W]`, `embedding [B, embedding]` to `[B, channels, H, W]`."""
         h = self.conv1(F.silu(self.norm1(x)))
         scale, shift = self.modulate(embedding)[:, :, None, None].chunk(2, dim=1)
         h = self.conv2(F.silu(self.norm2(h) * (1 + scale) + shift))
@@ -43,12 +51,25 @@ class UNet(nn.Module):
     `0..classes`; the value `classes` means "no label" (classifier-free guidance's null class).
     """
 
-    def __init__(self, *, channels: int = 1, widths: tuple[int, int] = (48, 96), down: int = 1, middle: int = 3,
-                 up: int = 2, classes: int = 10, embedding: int = 192, frequencies: int = 32) -> None:
+    def __init__(
+        self,
+        *,
+        channels: int = 1,
+        widths: tuple[int, int] = (48, 96),
+        down: int = 1,
+        middle: int = 3,
+        up: int = 2,
+        classes: int = 10,
+        embedding: int = 192,
+        frequencies: int = 32,
+    ) -> None:
         super().__init__()
         wide, deep = widths
         self.classes = classes
-        self.register_buffer("frequencies", torch.exp(torch.linspace(0.0, math.log(100.0), frequencies)), persistent=False)
+        self.frequencies: Tensor
+        self.register_buffer(
+            "frequencies", torch.exp(torch.linspace(0.0, math.log(100.0), frequencies)), persistent=False
+        )
         self.time = nn.Sequential(nn.Linear(2 * frequencies, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
         self.label = nn.Embedding(classes + 1, embedding)
         self.enter = nn.Conv2d(4 * channels, wide, 3, padding=1)
@@ -60,9 +81,11 @@ class UNet(nn.Module):
         self.norm = nn.GroupNorm(8, wide)
         self.leave = nn.Conv2d(wide, 4 * channels, 3, padding=1)
         nn.init.zeros_(self.leave.weight)
-        nn.init.zeros_(self.leave.bias)
+        if self.leave.bias is not None:
+            nn.init.zeros_(self.leave.bias)
 
     def forward(self, x: Tensor, c_noise: Tensor, label: Tensor) -> Tensor:
+        """The raw output, of x's shape."""
         angles = c_noise[:, None] * self.frequencies
         embedding = F.silu(self.time(torch.cat([angles.sin(), angles.cos()], dim=1)) + self.label(label))
         h = self.enter(F.pixel_unshuffle(x, 2))
@@ -88,6 +111,7 @@ class EDMPrecond(nn.Module):
         self.sigma_data = sigma_data
 
     def forward(self, x: Tensor, sigma: Tensor, label: Tensor) -> Tensor:
+        """The denoised `x [B, C, H, W]` at noise levels `sigma [B]`."""
         s = sigma.reshape(-1, 1, 1, 1)
         d = self.sigma_data
         norm = (s**2 + d**2).sqrt()
