@@ -22,7 +22,16 @@ class SeedsError(ArgumentError):
 
 
 class DenoiserError(FewstepError):
-    """A network returned something unusable; names the step, the time and the seeds."""
+    """A network returned something unusable; names the step, the time and the seeds.
+
+    `time` is the model time of the call and `rows` are the samples of the batch at fault, where they are known, so that
+    whoever knows the step and the seeds can add them.
+    """
+
+    def __init__(self, message: str, *, time: float | None = None, rows: tuple[int, ...] = ()) -> None:
+        super().__init__(message)
+        self.time = time
+        self.rows = rows
 
 
 class NotATable(FewstepError):
