@@ -199,7 +199,7 @@ def _run(host: Host, value: Callable[[Unknown], Tensor], ndim: int, dtype: torch
     return script, last.detach().reshape(-1).to(**_F64)
 
 
-def probe(host: Host, *, ndim: int = 4, dtype: torch.dtype = torch.float64, tolerance: float = 1e-5) -> Weights:
+def probe(host: Host, *, ndim: int = 4, dtype: torch.dtype = torch.float64, tolerance: float = 1e-4) -> Weights:
     """Read the weights of the sampler that `host` runs.
 
     Args:

@@ -26,7 +26,7 @@ def _config(scheduler: Any, name: str, default: Any = None) -> Any:
 
 def is_flow(scheduler: Any) -> bool:
     """Whether its states are `(1 - s) x0 + s eps`."""
-    flow_only = hasattr(scheduler, "scale_noise") and not hasattr(scheduler, "scale_model_input")
+    flow_only = hasattr(scheduler, "scale_noise") or type(scheduler).__name__.startswith("LTXEuler")
     return bool(flow_only or _config(scheduler, "use_flow_sigmas") or _config(scheduler, "prediction_type") == "flow_prediction")
 
 
@@ -56,7 +56,8 @@ def _level(scheduler: Any, t: Tensor) -> float | None:
         return float(middle)
     between = getattr(scheduler, "sigmas_interpol", None)
     if between is not None and not scheduler.state_in_first_order:
-        return float(between[scheduler.step_index])
+        ancestral = hasattr(scheduler, "sigmas_up")  # its list of stages is one entry longer at the front
+        return float(between[scheduler.step_index - ancestral])
     return float(scheduler.sigmas[scheduler.step_index])
 
 
