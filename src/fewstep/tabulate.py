@@ -129,6 +129,10 @@ def _intervals(steps: tuple[Decision, ...]) -> Iterator[list[Decision]]:
 
 
 def _interval(b: Builder, moves: list[Decision], end: Place, told: Scalar | None, *, last: bool) -> None:
+    detour = 1 + max((k for k, m in enumerate(moves) if isinstance(m.node, At)), default=-1)
+    if 0 < detour < len(moves):  # restart sampling: it has places of its own, whatever becomes of the interval after it
+        _interval(b, moves[:detour], end, None, last=False)
+        moves = moves[detour:]
     begin, note = b.history[-1].place, ""
     churned = [m for m in moves if isinstance(m, Renoise) and isinstance(m.node, Churn)]
     if churned and churned[0] is moves[0]:
