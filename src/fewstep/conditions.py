@@ -28,7 +28,8 @@ def null_rows(null: Condition, rows: int, *, like: Condition = None, device: tor
         if isinstance(leaf, Tensor) and leaf.ndim:
             if len(leaf) not in (1, rows):
                 raise ArgumentError(
-                    f"a leaf of the null condition has shape {tuple(leaf.shape)}: its first axis must be 1, shared by all samples"
+                    f"a leaf of the null condition has shape {tuple(leaf.shape)}: its first axis "
+                    "must be 1, shared by all samples"
                 )
             return leaf.expand(rows, *leaf.shape[1:])
         if not isinstance(leaf, int | float | Tensor):

@@ -49,7 +49,7 @@ def require_prediction(prediction: str) -> Prediction:
 
 
 def data_coefficients(prediction: Prediction, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-    """`(c_skip, c_out)` of `x_0 = c_skip x + c_out output`, differentiable in alpha and sigma (0-d or broadcastable)."""
+    """`(c_skip, c_out)` of `x_0 = c_skip x + c_out output`, differentiable in alpha and sigma."""
     if prediction == "x0":
         return torch.zeros_like(alpha), torch.ones_like(alpha)
     if prediction == "flow":
@@ -68,9 +68,11 @@ def require_alpha(prediction: Prediction, alpha: Tensor, t: float | Tensor, argu
     """
     # Reading a number stops a compiled graph; there the division shows itself as infinities.
     if prediction in DIVIDES_BY_ALPHA and not torch.compiler.is_compiling() and float(alpha.detach()) == 0:
+        at = float(t.detach() if isinstance(t, Tensor) else t)
         raise DenoiserError(
-            f"{argument}={prediction!r} says nothing about x_0 at time {float(t.detach() if isinstance(t, Tensor) else t):g}, where alpha is 0 (pure noise): start at an "
-            "earlier time (start=...), or check whether this network predicts 'v', 'x0' or 'flow'"
+            f"{argument}={prediction!r} says nothing about x_0 at time {at:g}, where alpha is 0 (pure noise): start at "
+            "an earlier time (start=...), or check whether this network predicts 'v', 'x0' or 'flow'",
+            time=at,
         )
 
 
@@ -109,6 +111,18 @@ def network_time(noise: NoiseSchedule, t: Tensor, scale: TimeScale | Callable[[T
     if isinstance(noise, Flow):
         return noise.sigma(t) * (1000 if scale == "index" else 1)
     raise ArgumentError(
-        f"time={scale!r} means nothing for {noise!r}: give 'sigma', 'log_sigma/4' or a function of the schedule's time; for a network "
-        "trained on another schedule, give that schedule as network_noise"
+        f"time={scale!r} means nothing for {noise!r}: give 'sigma', 'log_sigma/4' or a function of the schedule's "
+        "time; for a network trained on another schedule, give that schedule as network_noise"
     )
+
+
+def per_sample(time: Tensor, like: Tensor) -> Tensor:
+    """The time (0-d) as `[B]` on the samples' device, in float32 or wider, or in its own integers.
+
+    A 0-d CPU tensor enters a device's kernel as a plain number, so the product with ones neither copies nor waits, and
+    it keeps the gradient.
+    """
+    if not time.is_floating_point():
+        return time.expand(len(like)).to(like.device)
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    return like.new_ones(len(like), dtype=dtype) * time.to(dtype)

@@ -6,7 +6,6 @@ A denoiser knows its noise schedule and sample shape, counts its real network ca
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -20,12 +19,14 @@ from fewstep.conventions import (
     data_coefficients,
     network_time,
     own_time_scale,
+    per_sample,
     require_alpha,
     require_prediction,
 )
 from fewstep.errors import ArgumentError, DenoiserError
 from fewstep.fingerprint import describe, fingerprint_of
 from fewstep.noise import NoiseSchedule, Time, as_float64
+from fewstep.outputs import check_finite, check_kind
 
 X0Function = Callable[[Tensor, Time, Condition], Tensor | tuple[Tensor, ...]]
 RawNetwork = Callable[..., Any]
@@ -97,7 +98,7 @@ class Denoiser:
         """The estimate of x_0 `[B, *shape]` (a tuple with several channels) of states x `[B, *shape]` at time t."""
         if x.ndim != 1 + len(self.shape) or not x.is_floating_point():
             raise ArgumentError(
-                f"x has shape {tuple(x.shape)} and dtype {x.dtype}: give floating-point states [B, {', '.join(map(str, self.shape))}]"
+                f"x has shape {tuple(x.shape)} in {x.dtype}: give floating-point states of shape [B, *{self.shape}]"
             )
         outputs = self._outputs(x, t, condition)
         return outputs[0] if self.channels == 1 else outputs
@@ -113,13 +114,13 @@ class Denoiser:
         outputs: tuple[Any, ...] = tuple(raw) if isinstance(raw, tuple | list) else (raw,)
         if len(outputs) != self.channels:
             raise DenoiserError(
-                f"the network returned {len(outputs)} outputs, channels={self.channels} was declared: return the declared number"
+                f"the network returned {len(outputs)} outputs, and channels={self.channels} was declared: change one"
             )
         for out in outputs:
-            _check_kind(out, x, t)
+            check_kind(out, x, t)
             finite = x.device.type == "cpu" if self.check_finite is None else self.check_finite
             if finite and not torch.compiler.is_compiling():
-                _check_finite(out.detach(), t)
+                check_finite(out.detach(), t)
         return outputs
 
     @property
@@ -200,7 +201,7 @@ class Network(Denoiser):
         return tuple((c_skip * inputs.to(wide) + c_out * out.to(wide)).to(x.dtype) for out in outputs)
 
     def translate(self, t: Time) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-        """`(time, scale, alpha, sigma)` of the network's own schedule at the same noise level; its input is `scale x`."""
+        """`(time, scale, alpha, sigma)` of the network's own schedule at this noise level; its input is `scale x`."""
         if not self.foreign:
             return as_float64(t), None, self.noise.alpha(t), self.noise.sigma(t)
         own_t = self.network_noise.time_of_ratio(self.noise.ratio(t))
@@ -250,90 +251,32 @@ def from_callable(
         prediction: `epsilon`, `v`, `x0`, `score` or `flow` (eps - x_0; negate a network that gives x_0 - eps).
         noise: the noise schedule of the states that samplers handle.
         shape: shape of one sample.
-        time: what the network is told: `index`, `unit`, `sigma`, `log_sigma/4` (see `fewstep.conventions`) or a function
-            of the network schedule's time (a 0-d float64 tensor; an integer result is passed on as integers). By default
-            `index` for discrete schedules, `sigma` for EDM, `unit` for the others.
+        time: what the network is told: `index`, `unit`, `sigma`, `log_sigma/4` (see `fewstep.conventions`), or a
+            function of its schedule's time, a 0-d float64 tensor. By default what its family of schedules uses.
         network_noise: the schedule that the network was trained on, if it is another: the state is scaled to it and its
             time is found at the same noise level. So a Stable Diffusion network runs in EDM's coordinates.
         network_dtype: dtype that the network is called in, if not the state's.
         channels, device, dtype, null_condition, fingerprint, check_finite: see `Denoiser`.
         check: test at several noise levels which prediction and time scale denoise best (`fewstep.selfcheck`).
-        data: clean samples `[N, *shape]` for that check, a dozen will do; without them it makes some by a crude run of the
-            network, some forty calls on a few samples in all.
-        data_condition: the condition of `data` (or of the crude run), if the network wants one; by default the null
-            condition.
+        data: clean samples `[N, *shape]` for that check, a dozen will do. Without them a crude run of the network makes
+            some (about fifty calls on a few samples).
+        data_condition: the condition of `data` or of the crude run; by default the null condition.
 
     Raises:
-        ArgumentError: a bad argument, or, with `data`, a declaration that another one beats clearly: "this looks like ...".
+        ArgumentError: a bad argument; or, with `data`, a declaration that another one beats clearly.
 
     Warns:
         UserWarning: the same without `data`, where the evidence is the network's own word.
     """
+    if not check and data is not None:
+        raise ArgumentError("data is for the self-check, and check=False switches it off: give one of them")
     network = Network(
-        fn, network_noise=network_noise, time=time, network_dtype=network_dtype, noise=noise, shape=shape, device=device, dtype=dtype,
-        channels=channels, prediction=require_prediction(prediction), null_condition=null_condition, fingerprint=fingerprint,
-        check_finite=check_finite,
+        fn, network_noise=network_noise, time=time, network_dtype=network_dtype, noise=noise, shape=shape,
+        device=device, dtype=dtype, channels=channels, prediction=prediction, null_condition=null_condition,
+        fingerprint=fingerprint, check_finite=check_finite,
     )  # fmt: skip
     if check:
         from fewstep.selfcheck import require_consistent
 
         require_consistent(network, data, data_condition)
-    elif data is not None:
-        raise ArgumentError("data is for the self-check, and check=False switches it off: give one of them")
     return network
-
-
-def per_sample(time: Tensor, like: Tensor) -> Tensor:
-    """The time (0-d) as `[B]` on the samples' device, in float32 or wider, or in its own integers.
-
-    A 0-d CPU tensor enters a device's kernel as a plain number, so the product with ones neither copies nor waits, and
-    it keeps the gradient.
-    """
-    if not time.is_floating_point():
-        return time.expand(len(like)).to(like.device)
-    dtype = torch.promote_types(like.dtype, torch.float32)
-    return like.new_ones(len(like), dtype=dtype) * time.to(dtype)
-
-
-def _number(t: Time) -> float:
-    return float(t.detach() if isinstance(t, Tensor) else t)
-
-
-def _check_kind(out: Any, x: Tensor, t: Time) -> None:
-    if not isinstance(out, Tensor):
-        raise DenoiserError(
-            f"the network returned a {type(out).__name__}: return a tensor (for a diffusers model, its `.sample`)",
-            time=_number(t),
-        )
-    if out.shape != x.shape:
-        twice = out.ndim == x.ndim > 1 and out.shape[1] == 2 * x.shape[1] and out.shape[2:] == x.shape[2:]
-        cure = (
-            "it also predicts variances: return the first half of its channels"
-            if twice
-            else "return one value per entry of the input"
-        )
-        raise DenoiserError(
-            f"the network returned shape {tuple(out.shape)} for states {tuple(x.shape)} at time {_number(t):g}; {cure}",
-            time=_number(t),
-        )
-    if not out.is_floating_point() or out.device != x.device:
-        raise DenoiserError(
-            f"the network returned {out.dtype} on {out.device} for states in {x.dtype} on {x.device} at time {_number(t):g}: return floating "
-            "point on the states' device",
-            time=_number(t),
-        )
-
-
-def _check_finite(out: Tensor, t: Time) -> None:
-    # One sum is the cheapest look; finite numbers may overflow in it, so only then is every row looked at.
-    if math.isfinite(out.sum().item()):
-        return
-    rows = (~out.flatten(1).isfinite().all(1)).nonzero().flatten().tolist()
-    if rows:
-        shown = ", ".join(map(str, rows[:8])) + (", ..." if len(rows) > 8 else "")
-        raise DenoiserError(
-            f"the network's output is not finite at time {_number(t):g}, in {len(rows)} of {len(out)} samples (rows {shown} of the batch): "
-            "check its dtype (16-bit activations overflow), its input scale and the noise level",
-            time=_number(t),
-            rows=tuple(rows),
-        )

@@ -1,8 +1,8 @@
 """Denoisers that wrap another: classifier-free guidance, its two predictions as channels, thresholding, clipping.
 
 A wrapper is a `Denoiser` like any other and shares the counters of the network inside. Guidance is linear in the two
-predictions, so it can also be *in* the table (`guidance_channels`); thresholding and clipping are not linear, and so not
-a table: wrap them around the network, where they belong.
+predictions, so it can also be *in* the table (`guidance_channels`); thresholding and clipping are not linear, and so
+not a table: wrap them around the network, where they belong.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ def _inner_null(denoiser: Denoiser, null: Condition) -> Condition:
     null = denoiser.null_condition if null is None else null
     if null is None:
         raise ArgumentError(
-            "guidance needs the condition that means none: give null=, e.g. the index of the null class or the empty prompt's embedding"
+            "guidance needs the condition that means none: give null=, e.g. the index of the null class or the empty "
+            "prompt's embedding"
         )
     return null
 
@@ -82,6 +83,8 @@ class Guided(_Doubled):
         interval: tuple[float, float] | None,
         rescale_in: Prediction,
     ) -> None:
+        self.scale, self.rescale, self.interval = scale, rescale, interval
+        self.rescale_in: Prediction = rescale_in
         options = {
             "scale": scale,
             "rescale": rescale,
@@ -89,7 +92,6 @@ class Guided(_Doubled):
             "rescale_in": rescale_in if rescale else None,
         }
         super().__init__(inner, null, options, channels=1)
-        self.scale, self.rescale, self.interval, self.rescale_in = scale, rescale, interval, rescale_in
         if scale == 1:
             self.batch_cost = inner.batch_cost
 
@@ -146,8 +148,8 @@ def guided(
     Args:
         denoiser: a conditional denoiser.
         scale: the guidance weight w; 1 means none, 7.5 is common for text.
-        null: the condition that means none: a tensor with sample axis 1, or a number (a null class), or a pytree of them
-            with the structure of the conditions. By default the denoiser's `null_condition`.
+        null: the condition that means none: a tensor with sample axis 1, or a number (a null class), or a pytree of
+            them with the structure of the conditions. By default the denoiser's `null_condition`.
         rescale: phi of Lin et al. 2023 (equations 14 to 16): 0 keeps the guided prediction, 1 gives it the standard
             deviation of the conditional one, sample by sample.
         interval: `(lowest, highest)` time at which guidance acts (Kynkäänniemi et al. 2024); elsewhere only the
@@ -163,7 +165,7 @@ def guided(
         raise ArgumentError(f"rescale={rescale}: give a number from 0 (off) to 1; 0.7 is the paper's")
     if rescale and math.prod(denoiser.shape) < 2:
         raise ArgumentError(
-            f"rescale={rescale}: samples of shape {denoiser.shape} have a single entry, and so no spread to restore: use rescale=0"
+            f"rescale={rescale}: samples of shape {denoiser.shape} have a single entry, and so no spread: use rescale=0"
         )
     if interval is not None and not interval[0] <= interval[1]:
         raise ArgumentError(f"interval={interval}: give (lowest, highest) times of the noise schedule")
@@ -222,10 +224,11 @@ def _top_quantile(values: Tensor, q: float) -> Tensor:
 
 
 def thresholded(denoiser: Denoiser, *, quantile: float = 0.995, floor: float = 1.0) -> Denoiser:
-    """Imagen's dynamic thresholding (Saharia et al. 2022): x_0 clipped to its own quantile s >= floor, then scaled by floor / s.
+    """Imagen's dynamic thresholding (Saharia et al. 2022): x_0 clipped to its own quantile s >= floor, then scaled by
+    floor / s.
 
-    For pixels in [-1, 1]; meaningless for latents. **Not a table**: it is not linear, so no tableau can hold it, which is
-    why it is a wrapper of the network.
+    For pixels in [-1, 1]; meaningless for latents. **Not a table**: it is not linear, so no tableau can hold it, which
+    is why it is a wrapper of the network.
 
     Args:
         denoiser: whose x_0 is thresholded.
@@ -234,7 +237,7 @@ def thresholded(denoiser: Denoiser, *, quantile: float = 0.995, floor: float = 1
     """
     if not 0 < quantile <= 1 or not floor > 0:
         raise ArgumentError(
-            f"quantile={quantile}, floor={floor}: give a quantile in (0, 1] and a positive floor, 0.995 and 1 in the paper"
+            f"quantile={quantile}, floor={floor}: give a quantile in (0, 1] and a positive floor (0.995 and 1)"
         )
     return Thresholded(denoiser, float(quantile), float(floor))
 

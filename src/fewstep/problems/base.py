@@ -19,8 +19,8 @@ from fewstep.noise import EDM, NoiseSchedule, Time, as_float64
 class Problem(ABC):
     """Data with a known law: its exact denoiser, score and log-density at any noise level, and exact samples.
 
-    States are `[B, *shape]` of any floating dtype and results come back in it; the sums run in float64 (in float32 where a
-    device has none). Everything is differentiable in x and in the time, a float or a 0-d tensor.
+    States are `[B, *shape]` of any floating dtype and results come back in it; the sums run in float64 (in float32
+    where a device has none). Everything is differentiable in x and in the time, a float or a 0-d tensor.
 
     Attributes:
         noise: the schedule of the states.
@@ -53,18 +53,19 @@ class Problem(ABC):
 
     @abstractmethod
     def sample(self, n: int, seed: int = 0, *, condition: Any = None, dtype: torch.dtype = torch.float32) -> Tensor:
-        """n exact clean samples `[n, *shape]` on the CPU; the same for the same n and seed."""
+        """Exact clean samples `[n, *shape]` on the CPU; the same for the same n and seed."""
 
     @abstractmethod
     def tensors(self) -> dict[str, Tensor]:
         """The parameters by attribute name."""
 
     def nll(self, samples: Tensor) -> float:
-        """Mean of `-log p(x)` over samples `[n, *shape]`, in nats; its floor is `nll(problem.sample(n))`, the entropy."""
+        """Mean of `-log p(x)` over samples `[n, *shape]`, in nats; over exact samples it is the entropy, its floor."""
         if samples.shape[1:] != self.shape or not len(samples):
             raise ArgumentError(f"samples have shape {tuple(samples.shape)}: give one or more of shape {self.shape}")
         with torch.no_grad():
-            total = sum(float(self.log_density(block.double()).sum()) for block in samples.split(16384))
+            wide = samples.to(_work_dtype(samples.device.type))
+            total = sum(float(self.log_density(block).sum()) for block in wide.split(16384))
         return -total / len(samples)
 
     def denoiser(
@@ -77,9 +78,15 @@ class Problem(ABC):
         """The exact denoiser, as samplers call it."""
         digest = parameters_digest(self.tensors(), samples=self.size * 4096)
         return Denoiser(
-            self.to(device).denoise, noise=self.noise, shape=self.shape, dtype=dtype, device=device, check_finite=check_finite,
-            null_condition=self.null_condition, fingerprint=fingerprint_of(type(self).__name__, digest, self.shape, self.noise.to_dict()),
-        )  # fmt: skip
+            self.to(device).denoise,
+            noise=self.noise,
+            shape=self.shape,
+            device=device,
+            dtype=dtype,
+            null_condition=self.null_condition,
+            fingerprint=fingerprint_of(type(self).__name__, digest, self.shape, self.noise.to_dict()),
+            check_finite=check_finite,
+        )
 
     def to(self, device: torch.device | str) -> Self:
         """The same problem with its parameters on a device."""
@@ -101,7 +108,7 @@ class Problem(ABC):
     def _flat(self, x: Tensor) -> Tensor:
         """States as `[B, d]` in the dtype of the sums."""
         if x.ndim < 1 or x.shape[1:] != self.shape:
-            raise ArgumentError(f"x has shape {tuple(x.shape)}: give states [B, {', '.join(map(str, self.shape))}]")
+            raise ArgumentError(f"x has shape {tuple(x.shape)}: give states [B, *{self.shape}]")
         return x.reshape(len(x), self.size).to(_work_dtype(x.device.type))
 
     def _like(self, flat: Tensor, x: Tensor) -> Tensor:
@@ -129,5 +136,5 @@ def check_variances(values: Tensor, argument: str) -> None:
     """Refuse variances that are not finite and positive."""
     if not bool(torch.isfinite(values).all()) or float(values.min()) <= 0:
         raise ArgumentError(
-            f"{argument} has a variance of {float(values.min()):g}: all must be positive; add a small floor such as 1e-6"
+            f"{argument} has a variance of {float(values.min()):g}: give positive ones, with a floor such as 1e-6"
         )

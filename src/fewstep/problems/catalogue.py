@@ -19,7 +19,7 @@ MakeProblem = Callable[[NoiseSchedule | None], Problem]
 
 
 def gaussian(noise: NoiseSchedule | None = None) -> Problem:
-    """Isotropic Gaussian N(0, 0.25) in two dimensions: the example of AYS (Sabour et al. 2024, Theorem 3.1), c = 0.5."""
+    """Isotropic Gaussian N(0, 0.25) in two dimensions: AYS's example with c = 0.5 (Sabour et al. 2024, Theorem 3.1)."""
     return Gaussian(0.0, 0.25, shape=(2,), noise=noise)
 
 
@@ -67,10 +67,11 @@ def grid_6x6(noise: NoiseSchedule | None = None) -> Problem:
 
 
 def images_8x8(noise: NoiseSchedule | None = None) -> Problem:
-    """Like images, 1 x 8 x 8: ten labelled classes of two modes each, power falling as 1/f^2, fine detail far below coarse.
+    """Like images, 1 x 8 x 8: ten labelled classes of two modes each, power falling as 1/f^2, fine detail far below
+    coarse.
 
-    Pixels have a standard deviation of 0.5, three fifths of the variance between modes. Each mode has its own spectrum in
-    the cosine basis, so the optimal denoiser is not linear at any noise level.
+    Pixels have a standard deviation of 0.5, three fifths of the variance between modes. Each mode has its own spectrum
+    in the cosine basis, so the optimal denoiser is not linear at any noise level.
     """
     modes, spectrum = 20, _spectrum()
     draws = _normals(2 * modes, 64)

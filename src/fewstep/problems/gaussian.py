@@ -55,8 +55,8 @@ class Gaussian(Problem):
         covariance = as_float64(covariance)
         if flat.numel() not in (1, d) or tuple(covariance.shape) not in ((), (d,), (d, d)):
             raise ArgumentError(
-                f"mean has {flat.numel()} entries and covariance shape {tuple(covariance.shape)}: samples of shape {self.shape} need "
-                f"{d} (or one number) and (), ({d},) or ({d}, {d})"
+                f"mean has {flat.numel()} entries and covariance shape {tuple(covariance.shape)}: samples of shape "
+                f"{self.shape} need {d} (or one number) and (), ({d},) or ({d}, {d})"
             )
         self.mean = flat.expand(d).clone()
         self.basis: Tensor | None = None
@@ -100,7 +100,7 @@ class Gaussian(Problem):
         return (-0.5 * (centred**2 / variance + variance.log() + math.log(2 * math.pi)).sum(1)).to(x.dtype)
 
     def sample(self, n: int, seed: int = 0, *, condition: Any = None, dtype: torch.dtype = torch.float32) -> Tensor:
-        """n exact samples `[n, *shape]`."""
+        """Exact samples `[n, *shape]`."""
         generator = torch.Generator("cpu").manual_seed(seed)
         z = torch.randn(n, self.size, generator=generator, dtype=torch.float64, device="cpu").to(self.mean.device)
         flat = self.mean + self._from_modes(z.to(self.mean.dtype) * self.variances.sqrt())
@@ -109,8 +109,8 @@ class Gaussian(Problem):
     def ode_solution(self, x: Tensor, t_from: Time, t_to: Time) -> Tensor:
         """Where the probability-flow ODE takes states x `[B, *shape]` from one time to another, exactly.
 
-        Each principal axis is stretched by the ratio of its standard deviations: the flow is linear, symmetric and keeps
-        the marginals, which leaves only this.
+        Each principal axis is stretched by the ratio of its standard deviations: the flow is linear, symmetric and
+        keeps the marginals, which leaves only this.
         """
         (alpha, sigma), (alpha_to, sigma_to) = self._levels(t_from), self._levels(t_to)
         stretch = torch.sqrt((alpha_to**2 * self.variances + sigma_to**2) / (alpha**2 * self.variances + sigma**2))
@@ -122,21 +122,21 @@ class Gaussian(Problem):
 
         Args:
             tableau: any table with scalar weights and one output channel.
-            start: law of the first state: `noise`, pure noise of level sigma_T, which is what `sample` draws, or `exact`,
-                the noised data themselves.
+            start: law of the first state: `noise`, pure noise of level sigma_T, which is what `sample` draws, or
+                `exact`, the noised data themselves.
         """
         mean, variance = self._output_modes(tableau, start)
         return self._from_modes(mean), self._from_modes(self._from_modes(torch.diag(variance)).T)
 
     def kl(self, tableau: Tableau, start: StartLaw = "noise") -> Tensor:
-        """`KL(exact || output of the table)` at the table's last time, in nats (0-d): AYS's judge of Gaussian samplers."""
+        """`KL(exact || output of the table)` at the table's last time, in nats (0-d): what AYS's theorem minimises."""
         alpha, sigma = tableau.alpha[-1], tableau.sigma[-1]
         mean, variance = self._output_modes(tableau, start)
         exact_mean, exact = alpha * self._to_modes(self.mean), alpha**2 * self.variances + sigma**2
         return 0.5 * (exact / variance - 1 - torch.log(exact / variance) + (exact_mean - mean) ** 2 / variance).sum()
 
     def kl_of_samples(self, samples: Tensor) -> float:
-        """`KL(exact || Gaussian fitted to samples [n, *shape])` for clean samples; biased upwards by about `d (d + 3) / 4n`."""
+        """`KL(exact || Gaussian fitted to clean samples [n, *shape])`; its bias is about `d (d + 3) / 4n` upwards."""
         from fewstep.metrics.likelihood import gaussian_kl
 
         flat = self._flat(samples)
@@ -149,10 +149,12 @@ class Gaussian(Problem):
     def _output_modes(self, tableau: Tableau, start: StartLaw) -> tuple[Tensor, Tensor]:
         """Mean and variance `[d]` of the last state along the principal axes.
 
-        A state is an affine function of the start's and the table's unit normals; `[d, 2 + M]` coefficients (the mean, the
-        start, M noises) go through the rows like states.
+        A state is an affine function of the start's and the table's unit normals; `[d, 2 + M]` coefficients (the mean,
+        the start, M noises) go through the rows like states.
         """
-        if tableau.channels != 1 or tableau.A.ndim + tableau.B.ndim + tableau.C.ndim + tableau.K.ndim > 8:
+        C, K = tableau.C, tableau.K
+        assert C is not None and K is not None  # a table has them, empty where they were not given
+        if tableau.channels != 1 or max(w.ndim for w in (tableau.A, tableau.B, C, K)) > 2:
             raise ArgumentError(
                 "this table has several output channels or per-element weights: sample it, and use kl_of_samples"
             )
@@ -162,19 +164,20 @@ class Gaussian(Problem):
             self._to_modes(self.mean),
             [self._to_modes(c.flatten().to(self.mean)) for c in tableau.constants],
         )
-        first = mean.new_zeros(self.size, 2 + tableau.C.shape[1])
+        first = mean.new_zeros(self.size, 2 + C.shape[1])
         alpha, sigma = tableau.alpha[0], tableau.sigma[0]
         if start == "exact":
             first = _with_columns(first, alpha * mean, torch.sqrt(alpha**2 * self.variances + sigma**2))
         else:
             first = _with_columns(first, torch.zeros_like(mean), sigma * torch.ones_like(mean))
+        told = tableau.times if tableau.model_times is None else tableau.model_times
         states, outputs = [first], list[Tensor]()
         for i in range(1, tableau.rows):
-            outputs.append(self._denoised(states[-1], tableau.model_times[i - 1], mean))
+            outputs.append(self._denoised(states[-1], told[i - 1], mean))
             state = torch.einsum("k,kdm->dm", tableau.A[i, :i], torch.stack(states))
             state = state + torch.einsum("k,kdm->dm", tableau.B[i, :i], torch.stack(outputs))
-            shift = sum((w * c for w, c in zip(tableau.K[i], constants, strict=True)), torch.zeros_like(mean))
-            drawn = tableau.C[i].expand(self.size, -1)
+            shift = sum((w * c for w, c in zip(K[i], constants, strict=True)), torch.zeros_like(mean))
+            drawn = C[i].expand(self.size, -1)
             states.append(state + torch.cat([shift[:, None], torch.zeros_like(shift)[:, None], drawn], dim=1))
         return states[-1][:, 0], states[-1][:, 1:].square().sum(1)
 

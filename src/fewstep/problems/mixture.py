@@ -32,14 +32,15 @@ class _Posterior(NamedTuple):
 class GaussianMixture(Problem):
     """Data from `sum_k w_k N(mean_k, covariance_k)`, with labels if wanted.
 
-    Components with a common basis (isotropic, diagonal, or diagonal in `basis`) cost three `[B, d] x [d, K]` products per
-    call; full covariances cost `K` times `d^2` per state.
+    Components with a common basis (isotropic, diagonal, or diagonal in `basis`) cost three `[B, d] x [d, K]` products
+    per call; full covariances cost `K` times `d^2` per state.
 
     Args:
         means: `[K, *shape]`, or `[K, d]` with `shape`.
         covariances: a variance; `[K]` variances; `[K, d]` variances along the axes; or `[K, d, d]` matrices.
         weights: `[K]`, positive; normalised here. Equal by default.
-        labels: `[K]` the class of each component; a condition (LongTensor `[B]`, -1 for none) then keeps only one class.
+        labels: `[K]` the class of each component; a condition (LongTensor `[B]`, -1 for none) then keeps only one
+            class.
         basis: orthogonal `[d, d]`, whose columns are the axes of variances `[K, d]`.
         shape: of one sample; by default that of one mean.
         noise: schedule of the states, EDM's by default.
@@ -116,7 +117,7 @@ class GaussianMixture(Problem):
         return self._posterior(x, t, condition).joint.logsumexp(1).to(x.dtype)
 
     def sample(self, n: int, seed: int = 0, *, condition: Any = None, dtype: torch.dtype = torch.float32) -> Tensor:
-        """n exact samples `[n, *shape]`; with a condition (LongTensor `[n]`), of the wanted classes."""
+        """Exact samples `[n, *shape]`; with a condition (LongTensor `[n]`), of the wanted classes."""
         generator = torch.Generator("cpu").manual_seed(seed)
         here = self.to("cpu")
         chances = here._prior(condition, n).exp().expand(n, -1)
@@ -140,7 +141,7 @@ class GaussianMixture(Problem):
         """
         if self.size != 1:
             raise ArgumentError(
-                f"the flow has a closed form in one dimension only, and samples have shape {self.shape}: integrate it finely instead"
+                f"the flow is closed in one dimension only, and samples have shape {self.shape}: integrate it finely"
             )
         with torch.no_grad():
             flat = self._flat(x)
