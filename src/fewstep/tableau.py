@@ -66,7 +66,9 @@ class Tableau:
     expected: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     name: str = ""
-    meta: dict[str, Any] = field(default_factory=dict)
+    meta: dict[str, Any] = field(default_factory=dict[str, Any])
+    program: tuple[RowProgram, ...] = field(init=False)
+    """The rows as the sampling loop wants them (see `fewstep.sampling`)."""
 
     def __post_init__(self) -> None:
         put = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731 - the one way to set a frozen field
@@ -85,6 +87,7 @@ class Tableau:
             put("evaluated", tuple(read.tolist()))
         _check_evaluated(self)
         put("notes", self.notes or ("",) * rows)
+        put("program", compile_rows(self))
 
     @property
     def rows(self) -> int:
@@ -99,7 +102,7 @@ class Tableau:
     @cached_property
     def expanded(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Every row over the start, the outputs, the noise and the constants: `(a [S,..], B, C, K)` with A eliminated."""
-        tail = self.A.shape[2:]
+        tail = torch.broadcast_shapes(*(m.shape[2:] for m in (self.A, self.B, self.C, self.K)))
         width = 1 + self.B.shape[1] + self.C.shape[1] + self.K.shape[1]
         lift = lambda t: t.reshape(*t.shape, *(1,) * (2 + len(tail) - t.ndim)).expand(*t.shape[:2], *tail) if tail else t  # noqa: E731
         first = torch.zeros(self.rows, 1, *tail, dtype=torch.float64, device="cpu")
@@ -202,11 +205,6 @@ class Tableau:
             record = [[f"{v:.10g}" for v in n.detach().double().flatten().tolist()] for n in numbers]
             record += [list(t.evaluated), t.channels]
         return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:16]
-
-    @cached_property
-    def program(self) -> tuple[RowProgram, ...]:
-        """The rows as the sampling loop wants them (see `fewstep.sampling`)."""
-        return compile_rows(self)
 
     def __str__(self) -> str:
         from fewstep.printing import tableau_text
