@@ -20,8 +20,8 @@ def directions(d: int, n: int, seed: int) -> Tensor:
 def sliced_wasserstein(a: Tensor, b: Tensor, *, projections: int = 128, seed: int = 0, p: float = 2.0) -> float:
     """Sliced p-Wasserstein distance of `a [n, ...]` and `b [m, ...]` (Bonneel et al. 2015).
 
-    Trailing dimensions are flattened. `(mean over directions of W_p^p)^(1/p)` with exact one-dimensional distances, also for n different from m. The
-    directions depend on the seed alone, so values are comparable between calls.
+    Trailing dimensions are flattened. `(mean over directions of W_p^p)^(1/p)` with exact one-dimensional distances,
+    also for n different from m. The directions depend on the seed alone, so values are comparable between calls.
     """
     if projections < 1:
         raise ArgumentError(f"projections = {projections}: at least 1 is needed")

@@ -1,0 +1,30 @@
+"""Small real networks: their code, the scripts that trained them, and the weights that ship.
+
+python -m fewstep.networks.train            the diffusion network
+python -m fewstep.networks.train_features   the feature network (a classifier)
+python -m fewstep.networks.reference        feature statistics, reference features, sample images
+"""
+
+from fewstep.networks.mnist import (
+    Images,
+    classes_of,
+    mnist_classify,
+    mnist_denoiser,
+    mnist_features,
+    mnist_floors,
+    mnist_images,
+    mnist_reference,
+    mnist_reference_features,
+)
+
+__all__ = [
+    "Images",
+    "classes_of",
+    "mnist_classify",
+    "mnist_denoiser",
+    "mnist_features",
+    "mnist_floors",
+    "mnist_images",
+    "mnist_reference",
+    "mnist_reference_features",
+]

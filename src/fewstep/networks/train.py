@@ -94,7 +94,7 @@ def export(ema: EDMPrecond, path: Path, config: dict[str, Any], seen: int) -> No
 
 
 def resume(parts: dict[str, Any], checkpoint: Path) -> tuple[int, int]:
-    """Load model, average and optimiser from the checkpoint, if there is one; returns the steps done and images seen."""
+    """Load model, average and optimiser from the checkpoint, if there is one; steps done and images seen."""
     if not checkpoint.exists():
         return 0, 0
     state = torch.load(checkpoint, weights_only=True)

@@ -1,0 +1,210 @@
+"""Names to networks: `mnist`, `problem:NAME`, `python:MODULE:FACTORY`; and what judges their samples.
+
+model = load("mnist", guidance=2.0)
+model = load("problem:grid_8x8?noise=flow")       # options may stand in the name, for command lines
+images = sample(model, tableau, seeds=seeds, condition=default_condition(model, seeds))
+judge("mnist").report(images)
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+from urllib.parse import parse_qsl
+
+import torch
+from torch import Tensor
+
+from fewstep import metrics, networks, problems
+from fewstep.denoiser import Denoiser
+from fewstep.errors import ArgumentError
+from fewstep.guidance import guided
+from fewstep.metrics import Features, Statistics
+from fewstep.noise import EDM, Discrete, Flow, NoiseSchedule, VPCosine, VPLinear
+
+NOISES: dict[str, Callable[[], NoiseSchedule]] = {
+    "edm": lambda: EDM(0.002, 80.0),
+    "vp": VPLinear,
+    "cosine": VPCosine,
+    "flow": Flow,
+    "sd": Discrete.scaled_linear,
+}
+"""Noise schedules that a name can ask for, as in `mnist?noise=flow`."""
+
+CHOICES = "mnist, problem:NAME (NAME one of " + ", ".join(problems.NAMES) + "), or python:MODULE:FACTORY"
+LATER = ("diffusers", "edm")
+
+
+def load(
+    name: str,
+    *,
+    guidance: float = 1.0,
+    noise: NoiseSchedule | str | None = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+) -> Denoiser:
+    """The network of that name as a `Denoiser`.
+
+    Args:
+        name: `mnist`, the class-conditional digit network that ships; `problem:NAME`, an analytic problem;
+            `python:MODULE:FACTORY`, what `FACTORY()` of an importable module (or one in the working folder) returns.
+            Options can follow: `mnist?guidance=2&noise=flow`.
+        guidance: classifier-free guidance weight; 1 is none.
+        noise: noise schedule of the states, or its name: edm, vp, cosine, flow, sd. By default the network's own.
+        dtype, device: of the states; float32 on the CPU by default.
+
+    Raises:
+        ArgumentError: an unknown name or option; lists the choices.
+    """
+    name, guidance, noise = _with_options(name, guidance, noise)
+    schedule = _noise(noise)
+    kind, _, rest = name.partition(":")
+    if kind == "mnist" and not rest:
+        model = networks.mnist_denoiser(noise=schedule, dtype=dtype or torch.float32, device=device or "cpu")
+    elif kind == "problem" and rest:
+        model = problems.get(rest, schedule).denoiser(dtype=dtype or torch.float32, device=device or "cpu")
+    elif kind == "python" and rest:
+        if not (schedule is dtype is device is None):
+            raise ArgumentError("noise, dtype and device of a python: model are chosen by its factory: set them there")
+        model = _from_factory(name, *rest.rpartition(":")[::2])
+    elif kind in LATER:
+        raise ArgumentError(f"name={name!r}: {kind}: models come with a later release; until then give {CHOICES}")
+    else:
+        raise ArgumentError(f"name={name!r} is no model; give {CHOICES}")
+    return model if guidance == 1 else guided(model, guidance)
+
+
+def _with_options(
+    name: str, guidance: float, noise: NoiseSchedule | str | None
+) -> tuple[str, float, NoiseSchedule | str | None]:
+    name, _, query = name.partition("?")
+    for key, value in parse_qsl(query, keep_blank_values=True):
+        if key == "noise":
+            noise = value
+        elif key == "guidance":
+            try:
+                guidance = float(value)
+            except ValueError:
+                raise ArgumentError(
+                    f"guidance={value!r} in the model's name is not a number; write guidance=2.0"
+                ) from None
+        else:
+            raise ArgumentError(f"{key!r} in the model's name is no option; known are noise= and guidance=")
+    return name, guidance, noise
+
+
+def _noise(noise: NoiseSchedule | str | None) -> NoiseSchedule | None:
+    if not isinstance(noise, str):
+        return noise
+    if noise not in NOISES:
+        raise ArgumentError(
+            f"noise={noise!r} is no noise schedule; give one of {', '.join(NOISES)}, or a NoiseSchedule"
+        )
+    return NOISES[noise]()
+
+
+def _from_factory(name: str, module: str, factory: str) -> Denoiser:
+    if not module or not factory:
+        raise ArgumentError(f"name={name!r}: write python:MODULE:FACTORY, as in python:my_package.models:make_denoiser")
+    here = os.getcwd()
+    sys.path.insert(0, here)  # a console script does not look in the working folder by itself
+    try:
+        found = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise ArgumentError(f"name={name!r}: {error}; run from its folder, or install it") from error
+    finally:
+        sys.path.remove(here)
+    make = getattr(found, factory, None)
+    if not callable(make):
+        public = [n for n in vars(found) if not n.startswith("_") and callable(getattr(found, n))]
+        raise ArgumentError(f"name={name!r}: {module} has no function {factory}; it has {', '.join(public) or 'none'}")
+    model = make()
+    if not isinstance(model, Denoiser):
+        raise ArgumentError(
+            f"name={name!r}: {factory}() returned a {type(model).__name__}, not a Denoiser; wrap the network with "
+            "fewstep.from_callable"
+        )
+    return model
+
+
+def default_condition(model: Denoiser, seeds: Sequence[int]) -> Tensor | None:
+    """Balanced labels, `seed % classes` for each seed, for a class-conditional network of this package; else None."""
+    classes = networks.classes_of(model)
+    return None if classes is None else torch.tensor([int(seed) % classes for seed in seeds], device=model.device)
+
+
+@dataclass(frozen=True)
+class Judge:
+    """What samples of one model are judged by."""
+
+    name: str
+    """what the features are, for captions"""
+    features: Features
+    """samples `[B, *shape]` to `[B, d]`"""
+    reference: Statistics
+    """of the features of real data"""
+    reference_features: Tensor
+    """`[m, d]`, for precision, recall and kernel distance"""
+    classify: Callable[[Tensor], Tensor] | None = None
+    """samples to labels `[B]`"""
+    nll: Callable[[Tensor], float] | None = None
+    """samples to their mean negative log-likelihood, where the density is known"""
+    floors: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """what real data scores, where it was measured"""
+
+    @torch.no_grad()
+    def frechet(self, samples: Tensor) -> metrics.Estimate:
+        """Fréchet distance to the reference, with its standard error; at least 48 samples."""
+        return metrics.frechet_with_error(self.features(samples), self.reference)
+
+    @torch.no_grad()
+    def report(self, samples: Tensor, labels: Tensor | None = None) -> dict[str, float]:
+        """All scores by name: Fréchet and kernel distance with errors, precision, recall, density, coverage and, where
+        they can be had, `as_label` (share that is classified as `labels [B]`) and `nll`.
+        """
+        features = self.features(samples)
+        frechet = metrics.frechet_with_error(features, self.reference)
+        kernel = metrics.kernel_distance(features, self.reference_features)
+        scores = {
+            "frechet": frechet.value,
+            "frechet_error": frechet.standard_error,
+            "kernel": kernel.value,
+            "kernel_error": kernel.standard_error,
+            **metrics.precision_recall(features, self.reference_features)._asdict(),
+        }
+        if labels is not None and self.classify is not None:
+            scores["as_label"] = float((self.classify(samples).cpu() == labels.cpu()).double().mean())
+        if self.nll is not None:
+            scores["nll"] = self.nll(samples)
+        return scores
+
+
+@lru_cache(maxsize=8)
+def judge(name: str) -> Judge | None:
+    """The judge of the model of that name (options in the name are ignored), or None where there is none."""
+    kind, _, rest = name.partition("?")[0].partition(":")
+    if kind == "mnist" and not rest:
+        return Judge(
+            "64 features of a digit classifier",
+            networks.mnist_features(),
+            networks.mnist_reference(),
+            networks.mnist_reference_features(),
+            classify=networks.mnist_classify,
+            floors=networks.mnist_floors(),
+        )
+    return _judge_of_problem(problems.get(rest)) if kind == "problem" else None
+
+
+def _judge_of_problem(problem: problems.Problem) -> Judge:
+    """Exact samples are the reference; the features of a sample are its own numbers."""
+
+    def flat(samples: Tensor) -> Tensor:
+        return samples.flatten(1)
+
+    exact = problem.sample(50_000, seed=0, dtype=torch.float64).flatten(1)
+    return Judge("the samples themselves", flat, Statistics.of(exact), exact[:5000], nll=problem.nll)
