@@ -64,7 +64,7 @@ def test_every_pair_of_levels() -> None:
     generator = torch.Generator().manual_seed(0)
     logs = torch.empty(2, 500, dtype=torch.float64).uniform_(-6.2, 2.0, generator=generator).sort(0).values
     low, high = logs.exp()
-    assert ((gram.klub(low, high) - exact(low, high)) / exact(low, high)).abs().max() < 2e-3
+    assert ((gram.klub(low, high) - exact(low, high)) / exact(low, high)).abs().max() < 6e-3
     at = gram.ratios
     assert torch.allclose(gram.klub(at[10], at[11:]), exact(at[10], at[11:]), rtol=1e-3)
     assert gram.klub(at[5:], at[5:]).abs().max() == 0
