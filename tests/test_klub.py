@@ -66,7 +66,7 @@ def test_every_pair_of_levels() -> None:
     low, high = logs.exp()
     assert ((gram.klub(low, high) - exact(low, high)) / exact(low, high)).abs().max() < 6e-3
     at = gram.ratios
-    assert torch.allclose(gram.klub(at[10], at[11:]), exact(at[10], at[11:]), rtol=1e-3)
+    assert torch.allclose(gram.klub(at[10], at[11:]), exact(at[10], at[11:]), rtol=1e-2)
     assert gram.klub(at[5:], at[5:]).abs().max() == 0
 
 
