@@ -1,0 +1,258 @@
+"""Solvers and times side by side: every cell a table, scored on the same fresh seeds, and kept through crashes.
+
+    judge = models.judge("mnist")
+    found = compare.score(model, tableau, ReportSeeds(5000), judge=judge, teacher=compare.teacher(model))
+    found["fd"], found["fd_error"], found["rms"], found["evaluations"]
+
+A cell that a solver cannot reach (Heun with 6 calls onto sigma 0) says why instead of a score.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from fewstep import solvers, times
+from fewstep.errors import ArgumentError
+from fewstep.metrics import frechet_with_error, paired_rmse
+from fewstep.metrics.statistics import mean_with_error
+from fewstep.models import default_condition
+from fewstep.progress import Event, Report, silent
+from fewstep.randomness import ReportSeeds
+from fewstep.sampling import sample
+from fewstep.search.teacher import Teacher
+
+if TYPE_CHECKING:
+    from fewstep.denoiser import Denoiser
+    from fewstep.models import Judge
+    from fewstep.noise import NoiseSchedule
+    from fewstep.tableau import Tableau
+
+TEACHER_CALLS = 64
+FEWEST = 48  # samples for a Fréchet distance with its error
+FORMAT = 1  # of a cell's record; part of its key
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One place of the comparison: a solver on a grid (or a file) at `nfe` calls; `reason` says why it has no table."""
+
+    solver: str
+    times: str
+    nfe: int
+    tableau: Tableau | None = None
+    reason: str = ""
+
+    @property
+    def label(self) -> str:
+        """In words."""
+        return f"{self.solver} \N{MIDDLE DOT} {self.times}" if self.times else self.solver
+
+
+@dataclass(frozen=True)
+class Row:
+    """A cell with its scores (`score` says which); `scores` is empty where the cell has no table."""
+
+    solver: str
+    times: str
+    nfe: int
+    digest: str = ""
+    reason: str = ""
+    scores: dict[str, Any] = field(default_factory=dict[str, Any])
+
+    @property
+    def label(self) -> str:
+        """In words."""
+        return Cell(self.solver, self.times, self.nfe).label
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready record."""
+        return asdict(self)
+
+
+def teacher(model: Denoiser, *, calls: int = TEACHER_CALLS, cache: str | Path | None = None) -> Teacher:
+    """End points of a deterministic reference run of `calls` calls, DPM-Solver++(3M) on equal steps of log-SNR."""
+    tableau = solvers.dpmpp_3m(times.logsnr(model.noise, calls)).tabulate(model.noise)
+    return Teacher(model, tableau, condition=lambda seeds: default_condition(model, seeds), cache=cache)
+
+
+def cell(noise: NoiseSchedule, solver: str, grid: str, nfe: int) -> Cell:
+    """The named solver on the named times with exactly `nfe` calls, or the reason why there is none."""
+    make, place = solvers.get(solver), times.named(grid)
+    n = solvers.calls(solver, nfe)
+    if n is None:
+        return Cell(solver, grid, nfe, reason=f"{solver} cannot make {nfe} calls")
+    try:
+        tableau = make(place(noise, n)).tabulate(noise)
+    except ArgumentError as error:
+        return Cell(solver, grid, nfe, reason=str(error))
+    if tableau.nfe != nfe:
+        return Cell(solver, grid, nfe, reason=f"{solver} makes {tableau.nfe} calls here")
+    return Cell(solver, grid, nfe, tableau)
+
+
+def cells(noise: NoiseSchedule, nfes: Sequence[int], names: Sequence[str], grids: Sequence[str]) -> list[Cell]:
+    """All cells, by number of calls, then solver, then times."""
+    for nfe in nfes:
+        if nfe < 1:
+            raise ArgumentError(f"nfe={nfe}: give positive numbers of network calls")
+    return [cell(noise, solver, grid, nfe) for nfe in nfes for solver in names for grid in grids]
+
+
+@torch.no_grad()
+def score(
+    model: Denoiser,
+    tableau: Tableau,
+    seeds: ReportSeeds,
+    *,
+    judge: Judge | None = None,
+    teacher: Teacher | None = None,
+    batch_size: int = 250,
+) -> dict[str, Any]:
+    """What a table scores on fresh seeds: plain numbers by name, lower is better.
+
+    `fd` and `fd_error` (Fréchet distance, standard error; with a judge), `nll` (where the judge knows the density),
+    `rms` and `rms_error` (to the teacher's samples of the same seeds; with a teacher), and `samples`, `nfe`, `calls`
+    (samples through the network, the teacher's not counted) and `seconds`. Labels are balanced over the seeds
+    (`models.default_condition`).
+
+    Raises:
+        SeedsError: seeds of another kind.
+        ArgumentError: too few of them for a Fréchet distance.
+    """
+    ReportSeeds.require(seeds, "seeds")
+    _check_count(seeds, judge)
+    features: list[torch.Tensor] = []
+    squares: list[torch.Tensor] = []
+    calls, seconds, nll = 0, 0.0, 0.0
+    for start in range(0, len(seeds), batch_size):
+        batch = seeds[start : start + batch_size]
+        before, started = model.evaluations, time.perf_counter()
+        made = sample(model, tableau, seeds=batch, condition=default_condition(model, batch))
+        calls, seconds = calls + model.evaluations - before, seconds + time.perf_counter() - started
+        if judge is not None:
+            features.append(judge.features(made).double().cpu())
+            nll += judge.nll(made) * len(batch) if judge.nll is not None else 0.0
+        if teacher is not None:
+            squares.append(paired_rmse(made.float().cpu(), teacher(batch)) ** 2)
+    found: dict[str, Any] = {"samples": len(seeds), "nfe": tableau.nfe, "calls": calls, "seconds": seconds}
+    if judge is not None:
+        found["fd"], found["fd_error"] = frechet_with_error(torch.cat(features), judge.reference)
+        if judge.nll is not None:
+            found["nll"] = nll / len(seeds)
+    if teacher is not None:
+        mean, error = mean_with_error(torch.cat(squares))
+        found["rms"] = math.sqrt(mean)
+        found["rms_error"] = error / (2 * found["rms"]) if mean > 0 else 0.0
+    return found
+
+
+def _check_count(seeds: ReportSeeds, judge: Judge | None) -> None:
+    least = FEWEST if judge is not None else 2
+    if len(seeds) < least:
+        raise ArgumentError(f"{len(seeds)} samples are too few for a score with an error: give at least {least}")
+
+
+class Results:
+    """Scores by key in a file of JSON lines, to which each score is added, on disk, before the next one begins.
+
+    A line that a crash cut short is passed over, and the next one begins on a clean line. With `path=None` nothing is
+    kept.
+    """
+
+    def __init__(self, path: str | Path | None) -> None:
+        self.path = None if path is None else Path(path)
+        self._held: dict[str, dict[str, Any]] = {}
+        self._torn = False
+        if self.path is not None and self.path.exists():
+            data = self.path.read_bytes()
+            self._torn = bool(data) and not data.endswith(b"\n")
+            for line in data.decode("utf-8", "replace").splitlines():
+                self._take(line)
+
+    def _take(self, line: str) -> None:
+        try:
+            record = json.loads(line)
+            self._held[record["key"]] = dict(record["scores"])
+        except (ValueError, KeyError, TypeError):  # damaged: that score is made again
+            return
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def get(self, key: str) -> dict[str, Any] | None:
+        """The scores under this key, or None."""
+        return self._held.get(key)
+
+    def add(self, key: str, scores: dict[str, Any], **about: Any) -> None:
+        """Keep the scores; `about` stands beside them for human readers."""
+        self._held[key] = scores
+        if self.path is None:
+            return
+        line = json.dumps({"key": key, "scores": scores, **about}) + "\n"
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("ab") as file:
+                file.write(("\n" if self._torn else "").encode() + line.encode())
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise ArgumentError(
+                f"cannot write {self.path}: {error.strerror}; free some space, then start again: what is done is kept"
+            ) from error
+        self._torn = False
+
+
+def key_of(model: Denoiser, tableau: Tableau, seeds: ReportSeeds, judge: Judge | None, teacher: Teacher | None) -> str:
+    """A name for one score: it changes with the network, the sampler, the seeds and what judges."""
+    judged = None if judge is None else [judge.name, judge.reference.mean.tolist()]
+    taught = None if teacher is None else teacher.tableau.digest
+    record = [FORMAT, model.fingerprint, tableau.digest, repr(seeds), judged, taught]
+    return hashlib.sha256(json.dumps(record).encode()).hexdigest()[:20]
+
+
+def compare(
+    model: Denoiser,
+    cells: Sequence[Cell],
+    seeds: ReportSeeds,
+    *,
+    judge: Judge | None = None,
+    teacher: Teacher | None = None,
+    results: Results | None = None,
+    batch_size: int = 250,
+    progress: Report = silent,
+) -> Iterator[Row]:
+    """Score every cell, one after another; scores that `results` holds are not made again.
+
+    An iterator, so that whoever stops it (Ctrl-C) has the rows so far, and `results` has them on disk.
+    """
+    ReportSeeds.require(seeds, "seeds")
+    _check_count(seeds, judge)
+    kept = results or Results(None)
+    work = sum(c.tableau.nfe for c in cells if c.tableau is not None)
+    done, best = 0, ""
+    least = math.inf
+    for c in cells:
+        if c.tableau is None:
+            yield Row(c.solver, c.times, c.nfe, reason=c.reason)
+            continue
+        key = key_of(model, c.tableau, seeds, judge, teacher)
+        scores = kept.get(key)
+        if scores is None:
+            scores = score(model, c.tableau, seeds, judge=judge, teacher=teacher, batch_size=batch_size)
+            kept.add(key, scores, solver=c.solver, times=c.times, nfe=c.nfe, seeds=repr(seeds))
+        done += c.tableau.nfe
+        value = float(scores.get("fd", scores.get("rms", math.inf)))
+        if value < least:
+            least, best = value, f"{c.label}, {c.nfe} calls: {value:.4g}"
+        progress(Event("compare", done, work, best))
+        yield Row(c.solver, c.times, c.nfe, c.tableau.digest, scores=scores)
