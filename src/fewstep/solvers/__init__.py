@@ -1,6 +1,7 @@
 """Published samplers, each a short sentence of decisions with its citation.
 
 `NAMES` maps a name to a function `(times, **options) -> SolverSchedule`; variants with their own names are listed too.
+`era_calibrated` stands apart: it also needs the network, on which it measures.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from functools import partial
 
 from fewstep.errors import ArgumentError
 from fewstep.rules import SolverSchedule
+from fewstep.solvers.era import era_calibrated
 from fewstep.solvers.first_order import ddim, ddpm, euler, euler_ancestral
 from fewstep.solvers.multistep import adams_bashforth, deis, dpmpp_2m, dpmpp_3m, ipndm, lms, pndm, unip, unipc
 from fewstep.solvers.single_step import (
@@ -127,6 +129,6 @@ def _fast_calls(n: int) -> int:
 __all__ = [
     "DETERMINISTIC", "NAMES", "STOCHASTIC", "Solver", "adams_bashforth", "calls", "ddim", "ddpm", "deis", "dpm_2",
     "dpm_2_ancestral", "dpm_solver_1", "dpm_solver_2", "dpm_solver_3", "dpm_solver_fast", "dpmpp_1", "dpmpp_2m", "dpmpp_2s",
-    "dpmpp_2s_ancestral", "dpmpp_3m", "dpmpp_sde", "er_sde", "euler", "euler_ancestral", "get", "heun", "ipndm", "lms", "pndm",
+    "dpmpp_2s_ancestral", "dpmpp_3m", "dpmpp_sde", "er_sde", "era_calibrated", "euler", "euler_ancestral", "get", "heun", "ipndm", "lms", "pndm",
     "restart", "sa_solver", "sde_dpmpp_1", "sde_dpmpp_2m", "sde_dpmpp_3m", "unip", "unipc",
 ]  # fmt: skip
