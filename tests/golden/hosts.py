@@ -6,14 +6,16 @@ import importlib.util
 import sys
 import types
 from collections.abc import Callable
+from importlib.metadata import version
 from typing import Any
 
 import torch
 
+from fewstep.adapters import diffusers as adapter
 from fewstep.adapters import k_diffusion as kd_adapter
 from fewstep.probe import probe
 
-from . import store
+from . import cases_diffusers, store
 
 Tables = dict[str, dict[str, Any]]
 
@@ -110,4 +112,37 @@ def write_k_diffusion(path: str | None = None) -> dict[str, Tables]:
         torch.set_default_dtype(dtype)
 
 
-WRITERS: dict[str, Callable[..., dict[str, Tables]]] = {"k_diffusion": write_k_diffusion}
+
+def identities(weights: Any) -> tuple[float, float]:
+    """Where the sample must be, if the sampler's mean and noise are right: its alpha and sigma (0 where only rounding is left)."""
+    first = weights.calls[0]
+    alpha = float(weights.start[-1] * first.alpha + weights.outputs[-1].sum())
+    variance = float((weights.start[-1] * first.sigma) ** 2 + (weights.noise[-1] ** 2).sum())
+    floor = 1e-9 if weights.defect < 1e-12 else 1e-6
+    return alpha if abs(alpha - 1) > floor else 1.0, variance**0.5 if variance**0.5 > floor else 0.0
+
+
+def read_diffusers(name: str) -> dict[str, Any]:
+    case = cases_diffusers.CASES[name]
+    weights = probe(cases_diffusers.host(case))
+    levels = [row.sigma for row in weights.calls]
+    scheduler = cases_diffusers.make(case)
+    if case.scheduler in ("LTXEulerAncestralRFScheduler", "SCMScheduler", "ScoreSdeVpScheduler", "CMStochasticIterativeScheduler", "KarrasVeScheduler"):
+        last: tuple[float, float] = (1.0, 0.0)
+    elif hasattr(scheduler, "sigmas"):
+        options = {k: v for k, v in case.options.items() if k in ("timesteps", "sigmas")}
+        scheduler.set_timesteps(**({"num_inference_steps": case.steps} if case.steps else {}), **options)
+        last = adapter.end(scheduler) or identities(weights)
+    else:
+        last = identities(weights)
+    return store.record(
+        weights, host=f"diffusers {version('diffusers')}", sampler=case.scheduler, options={**case.config, **case.options},
+        steps=torch.tensor(levels), last=last,
+    )  # fmt: skip
+
+
+def write_diffusers() -> dict[str, Tables]:
+    return {"diffusers": {name: read_diffusers(name) for name in cases_diffusers.CASES}}
+
+
+WRITERS: dict[str, Callable[..., dict[str, Tables]]] = {"k_diffusion": write_k_diffusion, "diffusers": write_diffusers}

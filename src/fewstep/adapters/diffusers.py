@@ -50,6 +50,8 @@ def _level(scheduler: Any, t: Tensor) -> float | None:
     if not isinstance(getattr(scheduler, "sigmas", None), Tensor):
         return None
     if scheduler.step_index is None:
+        if not hasattr(scheduler, "_init_step_index"):
+            return float(scheduler.sigmas[scheduler.index_for_timestep(t)])
         scheduler._init_step_index(t)
     middle = getattr(scheduler, "mid_point_sigma", None)
     if middle is not None:
@@ -65,12 +67,7 @@ def place(scheduler: Any, t: Tensor) -> tuple[float, float]:
     """The scheduler's own alpha and sigma of the state that it is about to step from."""
     level = _level(scheduler, t)
     if level is not None:
-        if is_flow(scheduler):
-            return 1 - level, level
-        if is_exploding(scheduler):
-            return 1.0, level
-        shrink = (1 + level**2) ** -0.5
-        return shrink, shrink * level
+        return _split(scheduler, level)
     if hasattr(scheduler, "alphas_cumprod"):
         bar = float(scheduler.alphas_cumprod[int(t)])
         return bar**0.5, (1 - bar) ** 0.5
@@ -81,6 +78,22 @@ def place(scheduler: Any, t: Tensor) -> tuple[float, float]:
     raise ArgumentError(f"{type(scheduler).__name__} keeps neither sigmas nor alphas_cumprod: give place=, a function (scheduler, t) -> (alpha, sigma)")
 
 
+def _split(scheduler: Any, level: float) -> tuple[float, float]:
+    """alpha and sigma of a state at `level`, an entry of `sigmas`."""
+    if is_flow(scheduler):
+        return 1 - level, level
+    if is_exploding(scheduler):
+        return 1.0, level
+    shrink = (1 + level**2) ** -0.5
+    return shrink, shrink * level
+
+
+def end(scheduler: Any) -> tuple[float, float] | None:
+    """alpha and sigma of the sample, where the scheduler keeps sigmas; None where it does not say."""
+    sigmas = getattr(scheduler, "sigmas", None)
+    return _split(scheduler, float(sigmas[-1])) if isinstance(sigmas, Tensor) else None
+
+
 def encode(scheduler: Any, prediction: str, state: Tensor, x0: Tensor, alpha: float, sigma: float) -> Tensor:
     """What the network would have predicted for the scheduler to take `x0` as its estimate."""
     if prediction == "x0":
@@ -88,7 +101,8 @@ def encode(scheduler: Any, prediction: str, state: Tensor, x0: Tensor, alpha: fl
     if type(scheduler).__name__.startswith(("EDM", "CosineDPM")):
         return _edm_output(scheduler, state, x0, sigma)
     if prediction == "flow":
-        return (state - x0) / (alpha + sigma) / (sigma / (alpha + sigma)) if alpha + sigma != 1 else (state - x0) / sigma
+        towards_data = type(scheduler).__name__.startswith("MiniMax")
+        return (x0 - state) / sigma if towards_data else (state - x0) / sigma
     if prediction == "v":
         norm = (alpha**2 + sigma**2) ** 0.5  # a variance-exploding state has to be shrunk first
         return (alpha * state / norm**2 - x0) * (norm / sigma)
