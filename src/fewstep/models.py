@@ -64,7 +64,7 @@ def load(
     name, guidance, noise = _with_options(name, guidance, noise)
     schedule = _noise(noise)
     kind, _, rest = name.partition(":")
-    if kind == "mnist" and not rest:
+    if name == "mnist":
         model = networks.mnist_denoiser(noise=schedule, dtype=dtype or torch.float32, device=device or "cpu")
     elif kind == "problem" and rest:
         model = problems.get(rest, schedule).denoiser(dtype=dtype or torch.float32, device=device or "cpu")
@@ -188,7 +188,7 @@ class Judge:
 def judge(name: str) -> Judge | None:
     """The judge of the model of that name (options in the name are ignored), or None where there is none."""
     kind, _, rest = name.partition("?")[0].partition(":")
-    if kind == "mnist" and not rest:
+    if kind == "mnist":
         return Judge(
             "64 features of a digit classifier",
             networks.mnist_features(),

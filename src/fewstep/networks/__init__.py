@@ -6,6 +6,7 @@ python -m fewstep.networks.reference        feature statistics, reference featur
 """
 
 from fewstep.networks.mnist import (
+    CLASS_SHARES,
     Images,
     classes_of,
     mnist_classify,
@@ -18,6 +19,7 @@ from fewstep.networks.mnist import (
 )
 
 __all__ = [
+    "CLASS_SHARES",
     "Images",
     "classes_of",
     "mnist_classify",

@@ -30,15 +30,18 @@ SAMPLE = 1_000
 FLOOR_SIZES = (256, 512, 1_000, 2_000, 5_000, 10_000)
 
 
+def subset(train: Tensor) -> int:
+    """Size of the training subset that floors are measured with: 10,000, or half of a smaller set."""
+    return min(SUBSET, len(train) // 2)
+
+
 def floors(train: Tensor, test: Tensor, whole: Statistics) -> dict[str, object]:
     """What real images score: the least that a perfect network could be asked for, at each number of samples."""
-    stored = train[:STORED].half().double()
+    stored, half = train[:STORED].half().double(), subset(train)
     overlap = precision_recall(test, stored)
     return {
-        "train_10k_to_test": frechet(Statistics.of(train[:SUBSET]), Statistics.of(test)),
-        "train_10k_to_other_train_10k": frechet(
-            Statistics.of(train[:SUBSET]), Statistics.of(train[SUBSET : 2 * SUBSET])
-        ),
+        "train_10k_to_test": frechet(Statistics.of(train[:half]), Statistics.of(test)),
+        "train_10k_to_other_train_10k": frechet(Statistics.of(train[:half]), Statistics.of(train[half : 2 * half])),
         "test_to_train": {str(n): frechet(Statistics.of(test[:n]), whole) for n in FLOOR_SIZES if n <= len(test)},
         "kernel_test": list(kernel_distance(test, stored)),
         "precision_test": overlap.precision,
@@ -47,8 +50,9 @@ def floors(train: Tensor, test: Tensor, whole: Statistics) -> dict[str, object]:
 
 
 def balanced_rows(labels: Tensor, n: int, classes: int = 10) -> Tensor:
-    """Rows of the first n / classes images of each class, interleaved: row k has label k % classes."""
-    rows = [(labels == c).nonzero().flatten()[: n // classes] for c in range(classes)]
+    """The first n / classes rows of each class (fewer if one has fewer), interleaved: row k has label k % classes."""
+    each = min(n // classes, int(torch.bincount(labels, minlength=classes).min()))
+    rows = [(labels == c).nonzero().flatten()[:each] for c in range(classes)]
     return torch.stack(rows, dim=1).flatten()
 
 
@@ -59,7 +63,7 @@ def build(data: Path, weights: Path) -> None:
     test = batched(features, test_pixels)
     whole = Statistics.of(train)
     whole.save(weights / "mnist_train.safetensors")
-    Statistics.of(train[:SUBSET]).save(weights / "mnist_train_10k.safetensors")
+    Statistics.of(train[: subset(train)]).save(weights / "mnist_train_10k.safetensors")
     Statistics.of(test).save(weights / "mnist_test.safetensors")
     found = floors(train, test, whole)
     stored = {"features": train[:STORED].half().contiguous()}
