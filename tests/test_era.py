@@ -57,7 +57,9 @@ def test_the_table_repeats_the_calibration_run():
         e = eps[-1]
         if i >= order - 1:
             chosen = bases(i, order, error / scale)
-            guess = sum(w * eps[j] for j, w in lagrange(times[i + 1].item(), {j: times[j].item() for j in chosen}).items())
+            guess = sum(
+                w * eps[j] for j, w in lagrange(times[i + 1].item(), {j: times[j].item() for j in chosen}).items()
+            )
             e = (9 * guess + 19 * eps[-1] - 5 * eps[-2] + eps[-3]) / 24
         x = a2 / a * (x - s * e) + s2 * e
     assert (got - x).abs().max() < 1e-6 and table.nfe == n and math.isfinite(error)

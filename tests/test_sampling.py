@@ -44,7 +44,9 @@ def test_samples_do_not_depend_on_the_batch(name):
     for size in (1, 7, 64):
         again = sample(Net(), table, seeds=range(64), condition=label, batch_size=size)
         assert (again - whole).abs().max() < 1e-5
-    assert (sample(Net(), table, seeds=[63, 5], condition={"label": torch.tensor([63.0, 5.0])}) - whole[[63, 5]]).abs().max() < 1e-5
+    assert (
+        sample(Net(), table, seeds=[63, 5], condition={"label": torch.tensor([63.0, 5.0])}) - whole[[63, 5]]
+    ).abs().max() < 1e-5
 
 
 def test_noise_is_bit_equal_in_any_batch():
@@ -128,7 +130,11 @@ def test_gradients_through_the_loop_and_checkpointing():
 
     def loss(t, **options):
         table = solvers.unipc(torch.cat([t, torch.zeros(1, dtype=torch.float64)])).tabulate(EDM)
-        return sample(lambda x, s, _: torch.tanh(x / (1 + s)) + 0.1 * s / (1 + s), table, start=start, **options).pow(2).sum()
+        return (
+            sample(lambda x, s, _: torch.tanh(x / (1 + s)) + 0.1 * s / (1 + s), table, start=start, **options)
+            .pow(2)
+            .sum()
+        )
 
     (plain,) = torch.autograd.grad(loss(times), times)
     (again,) = torch.autograd.grad(loss(times, checkpoint=True), times)
@@ -145,7 +151,9 @@ def test_gradients_through_the_loop_and_checkpointing():
 def test_learned_weights_get_gradients_even_where_they_are_zero():
     base = solvers.ddim(TIMES).tabulate(EDM).unrolled()
     weights = base.B.clone().requires_grad_()
-    table = Tableau(base.A, weights, base.times, base.alpha, base.sigma, evaluated=base.evaluated, expected=("learned",))
+    table = Tableau(
+        base.A, weights, base.times, base.alpha, base.sigma, evaluated=base.evaluated, expected=("learned",)
+    )
     sample(Net((2,)), table, seeds=range(2)).sum().backward()
     lower = torch.ones_like(base.B).tril(-1).bool()
     assert (weights.grad[lower] != 0).all() and (weights.grad[~lower] == 0).all()
@@ -197,7 +205,16 @@ def test_constants_channels_and_per_element_weights_run():
 
     per = torch.zeros(3, 3, 2, dtype=torch.float64)
     per[1, 0], per[2, 1] = torch.tensor([0.5, 0.25]), torch.tensor([1.0, 2.0])
-    table = Tableau(a, per, [2.0, 1.0, 0.0], [1.0, 1, 1], [2.0, 1, 0], K=[[0.0], [0.0], [3.0]], constants=(torch.tensor([1.0, -1.0]),), expected=("made up",))
+    table = Tableau(
+        a,
+        per,
+        [2.0, 1.0, 0.0],
+        [1.0, 1, 1],
+        [2.0, 1, 0],
+        K=[[0.0], [0.0], [3.0]],
+        constants=(torch.tensor([1.0, -1.0]),),
+        expected=("made up",),
+    )
     x1 = 0.5 * x + torch.tensor([0.5, 0.25]) * torch.tanh(x)
     want = torch.tensor([1.0, 2.0]) * torch.tanh(x1) + 3 * torch.tensor([1.0, -1.0])
     for t in (table, table.unrolled()):

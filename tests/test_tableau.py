@@ -32,7 +32,9 @@ def net(x, t, condition=None):
 
 
 def test_small_table_is_ddim():
-    assert small().verify() == fs.SolverSchedule(torch.tensor([2.0, 1.0, 0.0]), (fs.Step(),) * 2).tabulate(ns.EDM(0.002, 80.0))
+    assert small().verify() == fs.SolverSchedule(torch.tensor([2.0, 1.0, 0.0]), (fs.Step(),) * 2).tabulate(
+        ns.EDM(0.002, 80.0)
+    )
     assert small().evaluated == (True, True, False) and small().nfe == 2
 
 
@@ -72,8 +74,18 @@ def test_unrolled_gives_the_same_sample(name):
     assert (flat.A[:, 1:] == 0).all() and flat == table and flat.nfe == table.nfe
     assert all(flat.evaluated[1:-1]) and flat.rows <= table.nfe + 2
     start = 80 * torch.randn(3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    noise = [torch.randn(3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(m + 1)) for m in range(table.C.shape[1])]
-    used = [m for m in range(table.C.shape[1]) if table.expanded[2][[i for i in range(table.rows) if table.evaluated[i] or i == table.rows - 1]][:, m].abs().max() > 0]
+    noise = [
+        torch.randn(3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(m + 1))
+        for m in range(table.C.shape[1])
+    ]
+    used = [
+        m
+        for m in range(table.C.shape[1])
+        if table.expanded[2][[i for i in range(table.rows) if table.evaluated[i] or i == table.rows - 1]][:, m]
+        .abs()
+        .max()
+        > 0
+    ]
     one = sample(net, table, start=start, noise=noise.__getitem__)
     two = sample(net, flat, start=start, noise=lambda m: noise[used[m]])
     assert (one - two).abs().max() < 1e-10
@@ -138,9 +150,17 @@ def corrupt(tmp_path, change):
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        (lambda r: r["rows"][2]["outputs"].update({"1": math.nan}), TableauError, "row 2, column 1 of 'outputs' is nan"),
+        (
+            lambda r: r["rows"][2]["outputs"].update({"1": math.nan}),
+            TableauError,
+            "row 2, column 1 of 'outputs' is nan",
+        ),
         (lambda r: r["rows"][2]["outputs"].update({"5": 1.0}), TableauError, "row 2 reads output 5"),
-        (lambda r: r["rows"][2]["states"].update({"17": 1.0}), TableauError, "row 2, column 17 of 'states' lies outside"),
+        (
+            lambda r: r["rows"][2]["states"].update({"17": 1.0}),
+            TableauError,
+            "row 2, column 17 of 'states' lies outside",
+        ),
         (lambda r: r["rows"][1].update(time="soon"), TableauError, "row 1 has no finite number 'time'"),
         (lambda r: r["rows"][3].pop("sigma"), TableauError, "row 3 has no finite number 'sigma'"),
         (lambda r: r.update(version=99), FileFormatError, "update fewstep"),

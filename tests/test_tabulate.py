@@ -77,9 +77,14 @@ def run_scalar(step_fn, noise, times, table, width=4):
     t = table
     for i in range(t.rows):
         if i:
-            states.append(sum(t.A[i, k].item() * states[k] for k in range(i)) + sum(t.B[i, j].item() * outputs[j] for j in range(i)))
+            states.append(
+                sum(t.A[i, k].item() * states[k] for k in range(i))
+                + sum(t.B[i, j].item() * outputs[j] for j in range(i))
+            )
         outputs.append(net(states[i], t.model_times[i].item()) if t.evaluated[i] else 0.0)
-    assert abs(states[-1] - step_fn(net, x0, places(noise, times), [v.item() for v in times])) < 1e-10 * max(1, abs(states[-1]))
+    assert abs(states[-1] - step_fn(net, x0, places(noise, times), [v.item() for v in times])) < 1e-10 * max(
+        1, abs(states[-1])
+    )
 
 
 def test_ddim_closed_form():
@@ -93,7 +98,11 @@ def test_ddim_closed_form():
         return x
 
     run_scalar(direct, noise, times, solvers.ddim(times).tabulate(noise))
-    assert solvers.ddim(times).tabulate(noise) == solvers.euler(times).tabulate(noise) == solvers.dpm_solver_1(times).tabulate(noise)
+    assert (
+        solvers.ddim(times).tabulate(noise)
+        == solvers.euler(times).tabulate(noise)
+        == solvers.dpm_solver_1(times).tabulate(noise)
+    )
 
 
 def test_dpm_solver_2_closed_form():
@@ -195,7 +204,9 @@ def test_unipc_closed_form(order, variant, basis):
             d1s = [(m[i - k] - m[i]) / r for k, r in enumerate(rks, 1)]
             r_mat, b, big_b = coefficients([*rks, 1.0], hh)
             front = a2 if basis == "data" else s2
-            base = s2 / s * x - a2 * math.expm1(hh) * m[i] if basis == "data" else a2 / a * x - s2 * math.expm1(hh) * m[i]
+            base = (
+                s2 / s * x - a2 * math.expm1(hh) * m[i] if basis == "data" else a2 / a * x - s2 * math.expm1(hh) * m[i]
+            )
             rho_p = [0.5] if o == 2 else torch.linalg.solve(r_mat[:-1, :-1], b[:-1]).tolist() if o > 1 else []
             pred = base - front * big_b * sum(w * d for w, d in zip(rho_p, d1s, strict=True))
             if i == n - 1:
@@ -231,7 +242,11 @@ def test_time_variable_equals_rho_variable_where_time_is_rho(family):
     """DEIS in time by quadrature is DEIS in rho where the time is sigma (EDM); elsewhere they differ."""
     noise = NOISES[family]
     times = grid(noise, 6)
-    gap = solvers.deis(times, variant="tab").tabulate(noise).difference(solvers.deis(times, variant="rhoab").tabulate(noise))
+    gap = (
+        solvers.deis(times, variant="tab")
+        .tabulate(noise)
+        .difference(solvers.deis(times, variant="rhoab").tabulate(noise))
+    )
     assert gap < 1e-12 if family == "edm" else gap > 1e-3
 
 
@@ -254,7 +269,9 @@ def test_deis_tab_against_fine_quadrature():
         assert abs(table.B[i + 1, i - j].item() - want) < 1e-8
 
 
-@pytest.mark.parametrize(("name", "slope"), [("none", 0.0), ("bh1", -1 / 3), ("bh2", 1 / 6), ("+0.5exp", 0.5), ("-0.5exp", -0.5)])
+@pytest.mark.parametrize(
+    ("name", "slope"), [("none", 0.0), ("bh1", -1 / 3), ("bh2", 1 / 6), ("+0.5exp", 0.5), ("-0.5exp", -0.5)]
+)
 def test_scaling_slopes(name, slope):
     z = 1e-5
     assert abs((value(scaling_factor(name, z, z)) - 1) / z - slope) < 1e-4
@@ -282,7 +299,11 @@ def mixture_error(schedule_of, n, family="vp"):
         t = noise.time_of_lam(torch.linspace(top, bottom, steps + 1, dtype=torch.float64))
         return sample(lambda x, s, _: denoise(x, s), sched(t).tabulate(noise), start=start)
 
-    exact = solve(lambda t: solvers.adams_bashforth(t, order=4), 1500) if not hasattr(mixture_error, "exact") else mixture_error.exact
+    exact = (
+        solve(lambda t: solvers.adams_bashforth(t, order=4), 1500)
+        if not hasattr(mixture_error, "exact")
+        else mixture_error.exact
+    )
     mixture_error.exact = exact
     return (solve(schedule_of, n) - exact).pow(2).mean().sqrt().item()
 
@@ -292,7 +313,14 @@ RATES = {  # specification of USF, section 3.8: decisions -> global order
     "order2": (lambda n: (Step("noise", order=2),) * n, 2.0),
     "order2+bh1": (lambda n: (Step("noise", order=2, scaling="bh1"),) * n, 2.0),
     "order3": (lambda n: (Step("noise", order=3),) * n, 3.0),
-    "order3 low": (lambda n: (Step("noise"), Step("noise", order=2), *(Step("noise", order=3, active=((-2,), (-2, -3))),) * (n - 2)), 2.0),
+    "order3 low": (
+        lambda n: (
+            Step("noise"),
+            Step("noise", order=2),
+            *(Step("noise", order=3, active=((-2,), (-2, -3))),) * (n - 2),
+        ),
+        2.0,
+    ),
     "order4": (lambda n: (Step("noise", order=4),) * n, 4.0),
     "order1+corr": (lambda n: (Step("noise", corrector="pseudo"),) * n, 2.0),
     "order2+corr": (lambda n: (Step("noise", order=2, corrector="pseudo"),) * n, 3.0),
@@ -312,7 +340,13 @@ def test_convergence_rates(name):
 
 def test_known_error_sizes():
     """RMS at 20 uniform-lambda steps as measured independently for the specification (another set of starts: factor 2)."""
-    for name, size in {"order1": 8.5e-2, "order2": 2.1e-2, "order3": 4.8e-3, "order3 low": 9.6e-3, "order1+corr": 1.9e-2}.items():
+    for name, size in {
+        "order1": 8.5e-2,
+        "order2": 2.1e-2,
+        "order3": 4.8e-3,
+        "order3 low": 9.6e-3,
+        "order1+corr": 1.9e-2,
+    }.items():
         error = mixture_error(lambda t, name=name: SolverSchedule(t, RATES[name][0](len(t) - 1)), 20)
         assert size / 2.5 < error < size * 2.5, (name, error)
 
@@ -352,7 +386,12 @@ def test_gradients_in_the_times(family, moves):
 def test_limits_at_infinite_ends_are_those_from_inside():
     """sigma = 0 and alpha = 0 give the numbers that times a hair inside give."""
     noise = ns.Flow()
-    for steps in ((Step(),) * 4, (Step("velocity", order=2, variable="flow"),) * 4, (Step(tau=1.0),) * 4, (Step("noise", order=2),) * 4):
+    for steps in (
+        (Step(),) * 4,
+        (Step("velocity", order=2, variable="flow"),) * 4,
+        (Step(tau=1.0),) * 4,
+        (Step("noise", order=2),) * 4,
+    ):
         if steps[0].basis == "noise":
             near, at = [0.9, 0.6, 0.3, 0.1, 1e-9], [0.9, 0.6, 0.3, 0.1, 0.0]
         else:
@@ -387,7 +426,9 @@ def test_implicit_corrector_of_ddim_with_bh2_is_heun():
     """Up to the second call that EDM's Heun makes anyway: Heun = DDIM, corrected with bh2 in the noise basis, called again."""
     noise, times = ns.EDM(), grid(ns.EDM(), 5)
     heun = solvers.heun(times).tabulate(noise)
-    usf = SolverSchedule(times, (Step("noise", corrector="implicit", corrector_scaling="bh2"),) * 4 + (Step("noise"),)).tabulate(noise)
+    usf = SolverSchedule(
+        times, (Step("noise", corrector="implicit", corrector_scaling="bh2"),) * 4 + (Step("noise"),)
+    ).tabulate(noise)
     assert heun.nfe == usf.nfe == 9 and heun.difference(usf) < 1e-12
 
 
@@ -437,14 +478,22 @@ def test_nfe_is_the_number_of_calls_made():
     for name, f in SIMPLE.items():
         made = []
         table = f(grid(ns.EDM(), 5)).tabulate(ns.EDM())
-        sample(lambda x, t, _: made.append(t) or 0.3 * x + t, table, start=torch.ones(1, 2), noise=lambda m: torch.zeros(1, 2))
+        sample(
+            lambda x, t, _: made.append(t) or 0.3 * x + t,
+            table,
+            start=torch.ones(1, 2),
+            noise=lambda m: torch.zeros(1, 2),
+        )
         assert len(made) == table.nfe, name
 
 
 def test_canonical_form_and_digest():
     noise, times = ns.EDM(), grid(ns.EDM(), 4)
     one = SolverSchedule(times, (Step(order=3),) + (Step(order=2),) * 3)
-    two = SolverSchedule(times, (Step("noise", scaling="bh1"),) + (Step(order=2, active=((-2,),)),) * 2 + (Step(order=2, corrector="pseudo"),))
+    two = SolverSchedule(
+        times,
+        (Step("noise", scaling="bh1"),) + (Step(order=2, active=((-2,),)),) * 2 + (Step(order=2, corrector="pseudo"),),
+    )
     assert one.canonical() == two.canonical() and one.tabulate(noise).digest == two.tabulate(noise).digest
     assert one.tabulate(noise) == two.tabulate(noise)
     assert one.tabulate(noise).digest != SolverSchedule(times, (Step(order=2),) * 3 + (Step(),)).tabulate(noise).digest

@@ -26,7 +26,10 @@ def tableau_text(t: Tableau) -> str:
         body[HEAD:-TAIL] = [f"     ... {len(body) - HEAD - TAIL} rows more ..."]
     lines += body
     mean, variance = t.defects()
-    lines.append(f"identities: mean {mean.abs().max().item():.1e}, variance {variance.abs().max().item():.1e}" + (f"; expected: {', '.join(t.expected)}" if t.expected else ""))
+    lines.append(
+        f"identities: mean {mean.abs().max().item():.1e}, variance {variance.abs().max().item():.1e}"
+        + (f"; expected: {', '.join(t.expected)}" if t.expected else "")
+    )
     return "\n".join(lines)
 
 
@@ -38,7 +41,9 @@ def _row(t: Tableau, i: int) -> str:
     told = row.model_time if isinstance(row.model_time, float) else row.model_time.item()
     notes = [f"network told {told:.6g}"] if row.evaluated and abs(told - row.time) > 1e-12 * max(1.0, abs(told)) else []
     notes += [t.notes[i]] if t.notes[i] else []
-    return f"{i:>4} {row.time:12.6g} {ratio} {'*' if row.evaluated else ' '} {mix}" + (f"   [{'; '.join(notes)}]" if notes else "")
+    return f"{i:>4} {row.time:12.6g} {ratio} {'*' if row.evaluated else ' '} {mix}" + (
+        f"   [{'; '.join(notes)}]" if notes else ""
+    )
 
 
 def _term(term: Term, channels: int) -> str:

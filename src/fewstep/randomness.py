@@ -19,7 +19,9 @@ START = 0
 """The stream of the start noise; noise column m of a table is stream m + 1."""
 
 
-def unit_noise(seeds: Sequence[int], shape: tuple[int, ...], stream: int = START, *, dtype: torch.dtype = torch.float32) -> Tensor:
+def unit_noise(
+    seeds: Sequence[int], shape: tuple[int, ...], stream: int = START, *, dtype: torch.dtype = torch.float32
+) -> Tensor:
     """Unit normals `[len(seeds), *shape]` on the CPU; row k depends on `seeds[k]` and `stream` alone."""
     rows = torch.empty((len(seeds), *shape), dtype=dtype, device="cpu")
     for row, seed in zip(rows, seeds, strict=True):
@@ -43,7 +45,9 @@ class Seeds(Sequence[int]):
         if type(self) is Seeds:
             raise SeedsError("use CalibrationSeeds, SelectionSeeds or ReportSeeds")
         if n < 1 or offset < 0 or offset + n > self.room:
-            raise SeedsError(f"n={n} and offset={offset} must satisfy n >= 1, offset >= 0 and offset + n <= {self.room}")
+            raise SeedsError(
+                f"n={n} and offset={offset} must satisfy n >= 1, offset >= 0 and offset + n <= {self.room}"
+            )
         self.n, self.offset = int(n), int(offset)
 
     def __len__(self) -> int:
@@ -61,7 +65,9 @@ class Seeds(Sequence[int]):
         return f"{type(self).__name__}({self.n}, offset={self.offset})"
 
     def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and isinstance(other, Seeds) and (self.n, self.offset) == (other.n, other.offset)
+        return (
+            type(self) is type(other) and isinstance(other, Seeds) and (self.n, self.offset) == (other.n, other.offset)
+        )
 
     def __hash__(self) -> int:
         return hash((self.kind, self.n, self.offset))
@@ -74,7 +80,9 @@ class Seeds(Sequence[int]):
             SeedsError: they are of another kind, or plain integers.
         """
         if not isinstance(seeds, cls):
-            raise SeedsError(f"{argument} must be {cls.__name__}, not {type(seeds).__name__}: {cls.kind} seeds must not be used for anything else")
+            raise SeedsError(
+                f"{argument} must be {cls.__name__}, not {type(seeds).__name__}: {cls.kind} seeds must not be used for anything else"
+            )
         return seeds
 
 

@@ -56,7 +56,9 @@ def trajectory(
         checkpoint: recompute network calls in the backward pass instead of storing their activations.
     """
     if tableau.C.shape[1] and noise is None:
-        raise ArgumentError(f"this table draws {tableau.C.shape[1]} noise tensors: give `noise`, or call sample() with seeds")
+        raise ArgumentError(
+            f"this table draws {tableau.C.shape[1]} noise tensors: give `noise`, or call sample() with seeds"
+        )
     dtype = start.dtype
     precise = accumulate or (torch.float32 if dtype.itemsize < 4 else dtype)
     constants = tuple(c.to(device=start.device, dtype=precise) for c in tableau.constants)
@@ -83,7 +85,16 @@ def _checkpointing(denoiser: Callable[..., Any]) -> Callable[..., Any]:
     return lambda x, t, condition: checkpointed(denoiser, x, t, condition, use_reentrant=False)
 
 
-def _mix(row: RowProgram, states: dict[int, Tensor], outputs: dict[int, Any], noise: Noise | None, constants: tuple[Tensor, ...], precise: torch.dtype, start: Tensor, channels: int) -> Tensor:
+def _mix(
+    row: RowProgram,
+    states: dict[int, Tensor],
+    outputs: dict[int, Any],
+    noise: Noise | None,
+    constants: tuple[Tensor, ...],
+    precise: torch.dtype,
+    start: Tensor,
+    channels: int,
+) -> Tensor:
     """The weighted sum of one row: one `mul`, then in-place adds over its few non-zero terms."""
     if row.index == 0:
         return start if start.dtype == precise else start.to(precise)
@@ -103,7 +114,15 @@ def _mix(row: RowProgram, states: dict[int, Tensor], outputs: dict[int, Any], no
     return total if total.shape == start.shape else total.expand_as(start).clone()
 
 
-def _value(term: Term, states: dict[int, Tensor], outputs: dict[int, Any], noise: Noise | None, constants: tuple[Tensor, ...], start: Tensor, channels: int) -> Tensor:
+def _value(
+    term: Term,
+    states: dict[int, Tensor],
+    outputs: dict[int, Any],
+    noise: Noise | None,
+    constants: tuple[Tensor, ...],
+    start: Tensor,
+    channels: int,
+) -> Tensor:
     source, index, _ = term
     if source == STATE:
         return states[index]
@@ -166,7 +185,9 @@ def sample(
             lo += size
         except (torch.OutOfMemoryError, MemoryError) as error:
             if size == 1:
-                raise DenoiserError(f"out of memory with a single sample (sample {lo}): use a smaller network, image or dtype") from error
+                raise DenoiserError(
+                    f"out of memory with a single sample (sample {lo}): use a smaller network, image or dtype"
+                ) from error
             size = (size + 1) // 2
     return done[0] if len(done) == 1 else torch.cat(done)
 
@@ -233,7 +254,9 @@ def _count(seeds: Sequence[int] | None, start: Tensor | None, init: Tensor | Non
 def _check_condition(condition: Any, n: int) -> None:
     for leaf in pytree.tree_leaves(condition):
         if isinstance(leaf, Tensor) and (leaf.ndim == 0 or len(leaf) != n):
-            raise ArgumentError(f"a leaf of condition has shape {tuple(leaf.shape)}; its first axis must be the {n} samples")
+            raise ArgumentError(
+                f"a leaf of condition has shape {tuple(leaf.shape)}; its first axis must be the {n} samples"
+            )
 
 
 def _check_family(denoiser: Any, tableau: Tableau) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +21,7 @@ from torch import Tensor
 from fewstep.errors import TableauError
 from fewstep.noise import NoiseSchedule, as_float64
 from fewstep.program import RowProgram, compile_rows, occupied
+from fewstep.tableau_checks import check_evaluated, check_numbers, check_shapes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -80,12 +80,12 @@ class Tableau:
             given = getattr(self, name)
             empty = torch.zeros(rows, 0, dtype=torch.float64, device="cpu")
             put(name, empty if given is None else as_float64(given))
-        _check_shapes(self)
-        _check_numbers(self)
+        check_shapes(self)
+        check_numbers(self)
         if self.evaluated is None:
             read = occupied(self.B).reshape(rows, rows, self.channels).any(2).any(0)
             put("evaluated", tuple(read.tolist()))
-        _check_evaluated(self)
+        check_evaluated(self)
         put("notes", self.notes or ("",) * rows)
         put("program", compile_rows(self))
 
@@ -104,7 +104,10 @@ class Tableau:
         """Every row over the start, the outputs, the noise and the constants: `(a [S,..], B, C, K)` with A eliminated."""
         tail = torch.broadcast_shapes(*(m.shape[2:] for m in (self.A, self.B, self.C, self.K)))
         width = 1 + self.B.shape[1] + self.C.shape[1] + self.K.shape[1]
-        lift = lambda t: t.reshape(*t.shape, *(1,) * (2 + len(tail) - t.ndim)).expand(*t.shape[:2], *tail) if tail else t  # noqa: E731
+
+        def lift(t):
+            return t.reshape(*t.shape, *(1,) * (2 + len(tail) - t.ndim)).expand(*t.shape[:2], *tail) if tail else t
+
         first = torch.zeros(self.rows, 1, *tail, dtype=torch.float64, device="cpu")
         direct = torch.cat([first, lift(self.B), lift(self.C), lift(self.K)], dim=1)
         start = torch.zeros(width, *tail, dtype=torch.float64, device="cpu")
@@ -171,8 +174,10 @@ class Tableau:
     def difference(self, other: Tableau) -> float:
         """Largest elementwise difference of the canonical forms, relative to each row's largest entry; inf if they differ in shape."""
         one, two = self.unrolled(), other.unrolled()
-        if one.evaluated != two.evaluated or one.channels != two.channels or any(
-            x.shape[1:2] != y.shape[1:2] for x, y in ((one.C, two.C), (one.K, two.K))
+        if (
+            one.evaluated != two.evaluated
+            or one.channels != two.channels
+            or any(x.shape[1:2] != y.shape[1:2] for x, y in ((one.C, two.C), (one.K, two.K)))
         ):
             return float("inf")
         worst = 0.0
@@ -180,11 +185,25 @@ class Tableau:
         for x, y in ((one.times, two.times), (one.model_times[calls], two.model_times[calls])):
             worst = max(worst, ((x - y).abs() / x.abs().clamp_min(1.0)).max().item() if len(x) else 0.0)
         try:
-            rows = [torch.cat([t.A.reshape(t.rows, -1), t.B.reshape(t.rows, -1), t.C.reshape(t.rows, -1), t.K.reshape(t.rows, -1)], 1) for t in (one, two)]
+            rows = [
+                torch.cat(
+                    [
+                        t.A.reshape(t.rows, -1),
+                        t.B.reshape(t.rows, -1),
+                        t.C.reshape(t.rows, -1),
+                        t.K.reshape(t.rows, -1),
+                    ],
+                    1,
+                )
+                for t in (one, two)
+            ]
             gap = (rows[0] - rows[1]).abs().amax(1) / rows[0].abs().amax(1).clamp_min(1.0)
         except RuntimeError:  # per-element weights of different shapes
             return float("inf")
-        if any(x.shape != y.shape or (x - y).abs().max() > TOLERANCE for x, y in zip(one.constants, two.constants, strict=True)):
+        if any(
+            x.shape != y.shape or (x - y).abs().max() > TOLERANCE
+            for x, y in zip(one.constants, two.constants, strict=True)
+        ):
             return float("inf")
         return max(worst, gap.max().item())
 
@@ -249,56 +268,3 @@ class Tableau:
         from fewstep import tableau_file
 
         return tableau_file.from_dict(record, tensors or {})
-
-
-def _check_shapes(t: Tableau) -> None:
-    rows = t.rows
-    if rows < 2:
-        raise TableauError(f"a table needs at least two states, the start and the sample; got {rows}")
-    for name, width in (("A", rows), ("B", rows * t.channels), ("C", None), ("K", len(t.constants))):
-        shape = tuple(getattr(t, name).shape)
-        if len(shape) < 2 or shape[0] != rows or (width is not None and shape[1] != width):
-            raise TableauError(f"{name} has shape {shape}; {rows} states with {t.channels} output channel(s) and {len(t.constants)} constants need [{rows}, {'M' if width is None else width}]")
-    for name in ("model_times", "alpha", "sigma"):
-        if getattr(t, name).shape != (rows,):
-            raise TableauError(f"{name} has shape {tuple(getattr(t, name).shape)}; it needs one entry for each of the {rows} states")
-    if t.notes and len(t.notes) != rows:
-        raise TableauError(f"notes has {len(t.notes)} entries for {rows} rows; give one for each, or none")
-
-
-def _check_numbers(t: Tableau) -> None:
-    for name in ("A", "B", "C", "K", "times", "model_times", "alpha", "sigma"):
-        bad = (~torch.isfinite(getattr(t, name).detach())).nonzero()
-        if len(bad):
-            where = f"row {bad[0, 0].item()}" + (f", column {bad[0, 1].item()}" if bad.shape[1] > 1 else "")
-            raise TableauError(f"{name} is not finite in {where}: recompute the table with times inside the noise schedule's range")
-    for name, what, per in (("A", "state", 1), ("B", "output", t.channels)):
-        for i, column in occupied(getattr(t, name)).nonzero().tolist():
-            if column // per >= i:
-                raise TableauError(f"row {i} reads {what} {column // per}, which does not exist yet ({name}[{i},{column}]): weights must lie below the diagonal")
-
-
-def _check_evaluated(t: Tableau) -> None:
-    if len(t.evaluated) != t.rows:
-        raise TableauError(f"evaluated has {len(t.evaluated)} entries for {t.rows} rows; give one for each")
-    read = occupied(t.B).reshape(t.rows, t.rows, t.channels).any(2)
-    for i, j in read.nonzero().tolist():
-        if not t.evaluated[j]:
-            raise TableauError(f"row {i} reads output {j}, but state {j} is not evaluated: set evaluated[{j}] or drop the weight")
-    if t.evaluated[-1]:
-        raise TableauError("the last row is the sample and must not be evaluated")
-
-
-def stack_rows(rows: Sequence[dict[int, Any]], width: int) -> Tensor:
-    """A `[len(rows), width]` float64 matrix from sparse rows of floats or 0-d tensors (kept in the graph)."""
-    tracked = [(i, j, w) for i, row in enumerate(rows) for j, w in row.items() if isinstance(w, Tensor)]
-    matrix = torch.zeros(len(rows), width, dtype=torch.float64, device="cpu")
-    for i, row in enumerate(rows):
-        for j, w in row.items():
-            if not isinstance(w, Tensor):
-                matrix[i, j] = w
-    if tracked:
-        places = torch.tensor([i * width + j for i, j, _ in tracked], device="cpu")
-        values = torch.stack([w for _, _, w in tracked])
-        matrix = matrix.flatten().index_put((places,), values).reshape(len(rows), width)
-    return matrix

@@ -26,7 +26,12 @@ def to_dict(t: Tableau) -> dict[str, Any]:
     """The JSON record; weights with trailing dimensions and constants are left to the safetensors file."""
     rows = []
     for i in range(t.rows):
-        row: dict[str, Any] = {"time": t.times[i].item(), "alpha": t.alpha[i].item(), "sigma": t.sigma[i].item(), "evaluated": t.evaluated[i]}
+        row: dict[str, Any] = {
+            "time": t.times[i].item(),
+            "alpha": t.alpha[i].item(),
+            "sigma": t.sigma[i].item(),
+            "evaluated": t.evaluated[i],
+        }
         if t.model_times[i].item() != row["time"]:
             row["model_time"] = t.model_times[i].item()
         for key, name in _MATRICES.items():
@@ -69,7 +74,9 @@ def save(t: Tableau, path: Path) -> None:
     try:
         text = json.dumps(record, indent=1, allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise TableauError(f"this table cannot be written as JSON ({error}): meta must hold plain JSON values, and finite numbers") from error
+        raise TableauError(
+            f"this table cannot be written as JSON ({error}): meta must hold plain JSON values, and finite numbers"
+        ) from error
     atomic_write_text(path, text + "\n")
 
 
@@ -80,7 +87,9 @@ def load(path: Path) -> Tableau:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise FileFormatError(f"{path} is not JSON ({error}): it may have been cut short; save the table again") from error
+        raise FileFormatError(
+            f"{path} is not JSON ({error}): it may have been cut short; save the table again"
+        ) from error
     if not isinstance(record, dict):
         raise FileFormatError(f"{path} holds no table: expected a JSON object written by Tableau.save")
     tensors: dict[str, Tensor] = {}
@@ -88,7 +97,9 @@ def load(path: Path) -> Tableau:
         beside = path.parent / Path(record["tensors"]["file"]).name
         blob = beside.read_bytes() if beside.exists() else None
         if blob is None or hashlib.sha256(blob).hexdigest() != record["tensors"]["sha256"]:
-            raise FileFormatError(f"{beside} is missing or belongs to another table: copy both files that Tableau.save wrote")
+            raise FileFormatError(
+                f"{beside} is missing or belongs to another table: copy both files that Tableau.save wrote"
+            )
         tensors = unpack(blob)
     return from_dict(record, tensors)
 
@@ -103,8 +114,16 @@ def from_dict(record: dict[str, Any], tensors: dict[str, Tensor]) -> Tableau:
     try:
         rows, channels = list(record["rows"]), int(record["channels"])
         n, widths = len(rows), record["widths"]
-        columns = {"states": n, "outputs": n * channels, "noise": int(widths["noise"]), "constants": int(widths["constants"])}
-        matrices = {name: tensors[name] if name in tensors else _matrix(rows, key, columns[key]) for key, name in _MATRICES.items()}
+        columns = {
+            "states": n,
+            "outputs": n * channels,
+            "noise": int(widths["noise"]),
+            "constants": int(widths["constants"]),
+        }
+        matrices = {
+            name: tensors[name] if name in tensors else _matrix(rows, key, columns[key])
+            for key, name in _MATRICES.items()
+        }
         constants = tuple(tensors[f"constant.{q}"] for q in range(columns["constants"]))
         vectors = {k: _vector(rows, k) for k in ("time", "alpha", "sigma")}
         told = _vector([{"time": r.get("model_time", r["time"])} for r in rows], "time")
@@ -123,7 +142,9 @@ def from_dict(record: dict[str, Any], tensors: dict[str, Tensor]) -> Tableau:
 def _vector(rows: list[dict[str, Any]], key: str) -> Tensor:
     for i, row in enumerate(rows):
         if key not in row or not _number(row[key]):
-            raise TableauError(f"row {i} has no finite number {key!r} (found {row.get(key)!r}): the file is damaged, save it again")
+            raise TableauError(
+                f"row {i} has no finite number {key!r} (found {row.get(key)!r}): the file is damaged, save it again"
+            )
     return torch.tensor([row[key] for row in rows], dtype=torch.float64, device="cpu")
 
 
@@ -132,9 +153,13 @@ def _matrix(rows: list[dict[str, Any]], key: str, width: int) -> Tensor:
     for i, row in enumerate(rows):
         for j, weight in row.get(key, {}).items():
             if not str(j).isdigit() or int(j) >= width:
-                raise TableauError(f"row {i}, column {j} of {key!r} lies outside the table ({width} columns): the file is damaged, save it again")
+                raise TableauError(
+                    f"row {i}, column {j} of {key!r} lies outside the table ({width} columns): the file is damaged, save it again"
+                )
             if not _number(weight):
-                raise TableauError(f"row {i}, column {j} of {key!r} is {weight!r}, not a finite number: the file is damaged, save it again")
+                raise TableauError(
+                    f"row {i}, column {j} of {key!r} is {weight!r}, not a finite number: the file is damaged, save it again"
+                )
             matrix[i, int(j)] = weight
     return matrix
 

@@ -55,12 +55,17 @@ class Place:
         return self.time
 
 
+def places(noise: NoiseSchedule, times: Tensor) -> list[Place]:
+    """The places of several times; plain floats unless the times carry a graph."""
+    alpha, sigma, lam = noise.levels(times)
+    if times.requires_grad:
+        return [Place(*row) for row in zip(times, alpha, sigma, lam, strict=True)]
+    return [Place(*row) for row in zip(times.tolist(), alpha.tolist(), sigma.tolist(), lam.tolist(), strict=True)]
+
+
 def place(noise: NoiseSchedule, time: Scalar) -> Place:
-    """The place of a time; plain floats unless the time carries a graph."""
-    alpha, sigma, lam = noise.alpha(time), noise.sigma(time), noise.lam(time)
-    if isinstance(time, Tensor):
-        return Place(time, alpha, sigma, lam)
-    return Place(time, alpha.item(), sigma.item(), lam.item())
+    """The place of one time."""
+    return places(noise, as_float64(time)[None])[0]
 
 
 class Move(NamedTuple):

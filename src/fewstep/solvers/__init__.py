@@ -46,8 +46,18 @@ DETERMINISTIC: dict[str, Solver] = {
     "dpmpp_2s": dpmpp_2s,
     "dpmpp_2m": dpmpp_2m,
     "dpmpp_3m": dpmpp_3m,
-    **{f"unip_{o}_{v}_{b}": partial(unip, order=o, variant=v, basis=b) for o in (1, 2, 3, 4) for v in ("bh1", "bh2") for b in ("data", "noise")},
-    **{f"unipc_{o}_{v}_{b}": partial(unipc, order=o, variant=v, basis=b) for o in (1, 2, 3, 4) for v in ("bh1", "bh2") for b in ("data", "noise")},
+    **{
+        f"unip_{o}_{v}_{b}": partial(unip, order=o, variant=v, basis=b)
+        for o in (1, 2, 3, 4)
+        for v in ("bh1", "bh2")
+        for b in ("data", "noise")
+    },
+    **{
+        f"unipc_{o}_{v}_{b}": partial(unipc, order=o, variant=v, basis=b)
+        for o in (1, 2, 3, 4)
+        for v in ("bh1", "bh2")
+        for b in ("data", "noise")
+    },
     "unipc": unipc,
     "unip": unip,
     **{f"deis_{v}_{o}": partial(deis, order=o, variant=v) for v in ("tab", "rhoab", "lamab") for o in (1, 2, 3)},
@@ -80,7 +90,19 @@ STOCHASTIC: dict[str, Solver] = {
 NAMES: dict[str, Solver] = DETERMINISTIC | STOCHASTIC
 
 _CALLS_PER_STEP = {
-    **dict.fromkeys(("heun", "dpm_2", "dpm_solver_2", "dpmpp_2s", "heun_churn", "dpm_2_ancestral", "dpmpp_2s_ancestral", "dpmpp_sde"), 2),
+    **dict.fromkeys(
+        (
+            "heun",
+            "dpm_2",
+            "dpm_solver_2",
+            "dpmpp_2s",
+            "heun_churn",
+            "dpm_2_ancestral",
+            "dpmpp_2s_ancestral",
+            "dpmpp_sde",
+        ),
+        2,
+    ),
     "dpm_solver_3": 3,
 }
 

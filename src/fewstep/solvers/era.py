@@ -17,7 +17,9 @@ from fewstep.solvers.common import check_order, intervals, schedule
 if TYPE_CHECKING:
     from fewstep.denoiser import Denoiser
 
-CITATION = "Li, Liu, Li, Tan 2023, ERA-Solver: Error-Robust Adams Solver for Fast Sampling of Diffusion Probabilistic Models"
+CITATION = (
+    "Li, Liu, Li, Tan 2023, ERA-Solver: Error-Robust Adams Solver for Fast Sampling of Diffusion Probabilistic Models"
+)
 IMPLICIT_ADAMS = (9 / 24, 19 / 24, -5 / 24, 1 / 24)
 """Weights on the predicted noise, and on the three newest observed ones."""
 
@@ -57,7 +59,9 @@ def era_calibrated(
     return schedule("era_calibrated", CITATION, times, steps)
 
 
-def _choose(times: Tensor, denoiser: Denoiser, seeds: CalibrationSeeds, order: int, scale: float, condition: Any) -> list[tuple[tuple[int, float], ...]]:
+def _choose(
+    times: Tensor, denoiser: Denoiser, seeds: CalibrationSeeds, order: int, scale: float, condition: Any
+) -> list[tuple[tuple[int, float], ...]]:
     """The weights of every step on the observed noises (empty for the DDIM steps), found along the run itself."""
     alpha, sigma = denoiser.noise.alpha(times).tolist(), denoiser.noise.sigma(times).tolist()
     t = times.tolist()

@@ -17,7 +17,9 @@ ADAMS_BASHFORTH = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 2
 """Weights on the newest outputs first, for equal steps."""
 
 
-def dpmpp_2m(times: Tensor, *, lower_order_final: bool = True, scaling: Literal["bh2", "none"] = "bh2") -> SolverSchedule:
+def dpmpp_2m(
+    times: Tensor, *, lower_order_final: bool = True, scaling: Literal["bh2", "none"] = "bh2"
+) -> SolverSchedule:
     """DPM-Solver++(2M) (Lu et al. 2022, Algorithm 2); scaling "none" is diffusers' "heun" variant."""
     steps = [Step(order=o, scaling=scaling) for o in orders(intervals(times), 2, lower_order_final=lower_order_final)]
     return schedule("dpmpp_2m", DPMPP, times, steps)
@@ -33,7 +35,14 @@ def _third_order(order: int) -> Step:
     return Step(order=order, second=0.5) if order == 3 else Step(order=order, scaling="bh2" if order == 2 else "none")
 
 
-def unip(times: Tensor, *, order: int = 3, variant: Literal["bh1", "bh2"] = "bh2", basis: Basis = "data", lower_order_final: bool = True) -> SolverSchedule:
+def unip(
+    times: Tensor,
+    *,
+    order: int = 3,
+    variant: Literal["bh1", "bh2"] = "bh2",
+    basis: Basis = "data",
+    lower_order_final: bool = True,
+) -> SolverSchedule:
     """UniP (Zhao et al. 2023, Algorithm 2): UniPC's predictor alone; B(h) acts at order 2 only (it cancels above)."""
     check_order(order, 4)
     chosen = orders(intervals(times), order, lower_order_final=lower_order_final)
@@ -41,11 +50,24 @@ def unip(times: Tensor, *, order: int = 3, variant: Literal["bh1", "bh2"] = "bh2
     return schedule("unip", UNIPC, times, steps)
 
 
-def unipc(times: Tensor, *, order: int = 3, variant: Literal["bh1", "bh2"] = "bh2", basis: Basis = "data", lower_order_final: bool = True) -> SolverSchedule:
+def unipc(
+    times: Tensor,
+    *,
+    order: int = 3,
+    variant: Literal["bh1", "bh2"] = "bh2",
+    basis: Basis = "data",
+    lower_order_final: bool = True,
+) -> SolverSchedule:
     """UniPC (Zhao et al. 2023, Algorithms 1 and 2): UniP with the free corrector UniC at every step but the last."""
     check_order(order, 4)
     steps = [
-        Step(basis, order=o, scaling=variant if o == 2 else "none", corrector="pseudo", corrector_scaling=variant if o == 1 else "none")
+        Step(
+            basis,
+            order=o,
+            scaling=variant if o == 2 else "none",
+            corrector="pseudo",
+            corrector_scaling=variant if o == 1 else "none",
+        )
         for o in orders(intervals(times), order, lower_order_final=lower_order_final)
     ]
     return schedule("unipc", UNIPC, times, steps)
@@ -58,7 +80,9 @@ def deis(times: Tensor, *, order: int = 3, variant: Literal["tab", "rhoab", "lam
     """
     check_order(order, 4)
     variable: Variable = {"tab": "time", "rhoab": "rho", "lamab": "lam"}[variant]
-    steps = [Step("noise", order=o, variable=variable) for o in orders(intervals(times), order, lower_order_final=False)]
+    steps = [
+        Step("noise", order=o, variable=variable) for o in orders(intervals(times), order, lower_order_final=False)
+    ]
     return schedule(f"deis_{variant}", DEIS, times, steps)
 
 

@@ -32,18 +32,33 @@ def heun(
     return schedule("heun", KARRAS, times, moves)
 
 
-def dpm_2(times: Tensor, *, r: float = 0.5, churn: float = 0.0, churn_between: tuple[float, float] = (0.0, float("inf")), noise_scale: float = 1.0) -> SolverSchedule:
+def dpm_2(
+    times: Tensor,
+    *,
+    r: float = 0.5,
+    churn: float = 0.0,
+    churn_between: tuple[float, float] = (0.0, float("inf")),
+    noise_scale: float = 1.0,
+) -> SolverSchedule:
     """k-diffusion's DPM-2: Euler to the log midpoint, then the whole interval with the noise found there (Karras et al. 2022, app. C)."""
     moves: list[Move] = []
     for up in churned(times, churn, churn_between, noise_scale):
-        moves += [*up, Step("noise", node=Inner(r)), Step("noise", start=-2, weights=((-2, 1 - 0.5 / r), (-1, 0.5 / r)))]
+        moves += [
+            *up,
+            Step("noise", node=Inner(r)),
+            Step("noise", start=-2, weights=((-2, 1 - 0.5 / r), (-1, 0.5 / r))),
+        ]
     return schedule("dpm_2", KARRAS, times, moves)
 
 
 def dpm_2_ancestral(times: Tensor, *, eta: float = 1.0, noise_scale: float = 1.0) -> SolverSchedule:
     """k-diffusion's DPM-2 ancestral: DPM-2 down to sigma_down, then fresh noise."""
     down = Down(eta)
-    once = (Step("noise", node=Inner(0.5, of=down)), Step("noise", start=-2, weights=((-1, 1.0),), node=down), Renoise(noise_scale=noise_scale))
+    once = (
+        Step("noise", node=Inner(0.5, of=down)),
+        Step("noise", start=-2, weights=((-1, 1.0),), node=down),
+        Renoise(noise_scale=noise_scale),
+    )
     return schedule("dpm_2_ancestral", f"{CROWSON}, sample_dpm_2_ancestral", times, once * intervals(times))
 
 
@@ -94,7 +109,11 @@ def dpmpp_2s(times: Tensor, *, r: float = 0.5) -> SolverSchedule:
 def dpmpp_2s_ancestral(times: Tensor, *, eta: float = 1.0, noise_scale: float = 1.0) -> SolverSchedule:
     """k-diffusion's DPM-Solver++(2S) down to sigma_down, then fresh noise."""
     down = Down(eta)
-    once = (Step(node=Inner(0.5, of=down)), Step(order=2, active=((-1,),), scaling="bh2", start=-2, node=down), Renoise(noise_scale=noise_scale))
+    once = (
+        Step(node=Inner(0.5, of=down)),
+        Step(order=2, active=((-1,),), scaling="bh2", start=-2, node=down),
+        Renoise(noise_scale=noise_scale),
+    )
     return schedule("dpmpp_2s_ancestral", f"{CROWSON}, sample_dpmpp_2s_ancestral", times, once * intervals(times))
 
 
@@ -108,7 +127,9 @@ def dpmpp_sde(times: Tensor, *, eta: float = 1.0, r: float = 0.5, noise_scale: f
     return schedule("dpmpp_sde", f"{CROWSON}, sample_dpmpp_sde", times, once * intervals(times))
 
 
-def restart(times: Tensor, *, back: Sequence[tuple[float, float, int, int]] = ((0.05, 0.3, 3, 1),), rho: float = 7.0) -> SolverSchedule:
+def restart(
+    times: Tensor, *, back: Sequence[tuple[float, float, int, int]] = ((0.05, 0.3, 3, 1),), rho: float = 7.0
+) -> SolverSchedule:
     """Restart sampling (Xu et al. 2023, Algorithm 1): Heun, with noise added and removed again on some intervals.
 
     Args:
@@ -125,18 +146,20 @@ def restart(times: Tensor, *, back: Sequence[tuple[float, float, int, int]] = ((
             waiting.remove(entry)
             moves += _again(main[k + 1], *entry[1:], rho=rho)
     if waiting:
-        raise ArgumentError(f"restart interval {waiting[0]} lies below the last inner time {main[-2]:.4g}: give a larger low, or finer times")
+        raise ArgumentError(
+            f"restart interval {waiting[0]} lies below the last inner time {main[-2]:.4g}: give a larger low, or finer times"
+        )
     return schedule("restart", "Xu et al. 2023, Restart Sampling for Improving Generative Processes", times, moves)
 
 
 def _again(low: float, high: float, steps: int, over: int, *, rho: float) -> list[Move]:
     if not (high > low and steps >= 1 and over >= 1):
-        raise ArgumentError(f"a restart interval needs low < high, steps >= 1 and times over >= 1; got {(low, high, steps, over)}")
+        raise ArgumentError(
+            f"a restart interval needs low < high, steps >= 1 and times over >= 1; got {(low, high, steps, over)}"
+        )
     grid = torch.linspace(high ** (1 / rho), low ** (1 / rho), steps + 1, dtype=torch.float64, device="cpu") ** rho
     stops = [*grid[1:-1].tolist(), low]
     once: list[Move] = [Renoise(At(high))]
     for t in stops:
         once += [Step("noise", node=At(t)), Step("noise", start=-2, weights=((-2, 0.5), (-1, 0.5)), node=At(t))]
     return once * over
-
-

@@ -21,7 +21,14 @@ def sde_dpmpp_1(times: Tensor, *, tau: float = 1.0) -> SolverSchedule:
     return schedule("sde_dpmpp_1", DPMPP, times, (Step(tau=tau),) * intervals(times))
 
 
-def sde_dpmpp_2m(times: Tensor, *, tau: float = 1.0, scaling: Literal["bh2", "none"] = "bh2", lower_order_final: bool = True, noise_scale: float = 1.0) -> SolverSchedule:
+def sde_dpmpp_2m(
+    times: Tensor,
+    *,
+    tau: float = 1.0,
+    scaling: Literal["bh2", "none"] = "bh2",
+    lower_order_final: bool = True,
+    noise_scale: float = 1.0,
+) -> SolverSchedule:
     """SDE-DPM-Solver++(2M) (Lu et al. 2022, eq. 18); "bh2" is the midpoint rule, "none" k-diffusion's "heun" rule."""
     chosen = orders(intervals(times), 2, lower_order_final=lower_order_final)
     steps = [Step(order=o, scaling=scaling, tau=tau, noise_scale=noise_scale) for o in chosen]
