@@ -7,7 +7,6 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 OUT    ?= runs/demo
-CODE   := src tests docs benchmarks
 
 export OMP_NUM_THREADS ?= 1
 
@@ -52,6 +51,9 @@ pytest: $(VENV)/.tools
 
 slow: $(VENV)/.tools
 	$(BIN)/pytest -n auto --maxprocesses 8 -m slow
+
+figures: $(VENV)/.tools
+	$(BIN)/python docs/figures.py
 
 format: $(VENV)/.tools
 	$(BIN)/ruff format .
