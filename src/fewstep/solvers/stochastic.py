@@ -69,10 +69,11 @@ def sa_solver(
 
 
 def _adams_step(i: int, order: int, corrector_order: int, tau: float, basis: Basis) -> Step:
-    """Two outputs use the authors' few-step rule `h^2 / 2`, which is UniPC's bh1."""
+    """In the data basis two outputs use the authors' few-step rule `h^2 / 2`, which is UniPC's bh1."""
+    few = "bh1" if basis == "data" else "none"
     return Step(
-        basis, order=order, tau=tau, scaling="bh1" if order == 2 else "none", corrector="pseudo" if corrector_order >= 2 else None,
-        corrector_order=corrector_order if corrector_order >= 2 else None, corrector_scaling="bh1" if corrector_order == 2 else "none",
+        basis, order=order, tau=tau, scaling=few if order == 2 else "none", corrector="pseudo" if corrector_order >= 2 else None,
+        corrector_order=corrector_order if corrector_order >= 2 else None, corrector_scaling=few if corrector_order == 2 else "none",
     )  # fmt: skip
 
 
