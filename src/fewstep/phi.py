@@ -80,7 +80,7 @@ def derivative_weights(k: int, offsets: Sequence[Scalar]) -> list[Scalar]:
     weights: list[Scalar] = []
     for j, x in enumerate(offsets):
         others = [o for i, o in enumerate(offsets) if i != j]
-        symmetric: list[Scalar] = [1.0] + [0.0] * (m - 1)
+        symmetric: list[Scalar] = [1.0, *(0.0 for _ in range(m - 1))]
         denominator: Scalar = x
         for o in others:
             denominator = denominator * (x - o)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from torch import Tensor
+
+from fewstep.phi import value
 from fewstep.program import CONSTANT, NOISE, OUTPUT, STATE, Term
 
 if TYPE_CHECKING:
@@ -38,7 +41,7 @@ def _row(t: Tableau, i: int) -> str:
     alpha, sigma = t.alpha[i].item(), t.sigma[i].item()
     ratio = f"{sigma / alpha:12.6g}" if alpha > 0 else f"{'infinite':>12}"
     mix = " ".join(_term(term, t.channels) for term in row.terms) if i else "start"
-    told = row.model_time if isinstance(row.model_time, float) else row.model_time.item()
+    told = value(row.model_time)
     notes = [f"network told {told:.6g}"] if row.evaluated and abs(told - row.time) > 1e-12 * max(1.0, abs(told)) else []
     notes += [t.notes[i]] if t.notes[i] else []
     return f"{i:>4} {row.time:12.6g} {ratio} {'*' if row.evaluated else ' '} {mix}" + (
@@ -47,10 +50,10 @@ def _row(t: Tableau, i: int) -> str:
 
 
 def _term(term: Term, channels: int) -> str:
-    name = f"{_NAMES[term.source]}{term.index}"
+    name = f"{_NAMES[term.source]}{term.column}"
     if term.source == OUTPUT and channels > 1:
-        name = f"D{term.index // channels}.{term.index % channels}"
-    if isinstance(term.weight, float):
-        return f"{term.weight:+.6g} {name}"
-    w = term.weight.detach()
-    return f"{w.item():+.6g} {name}" if w.ndim == 0 else f"(per element, mean {w.mean().item():+.4g}) {name}"
+        name = f"D{term.column // channels}.{term.column % channels}"
+    w = term.weight
+    if isinstance(w, Tensor) and w.ndim > 0:
+        return f"(per element, mean {w.mean().item():+.4g}) {name}"
+    return f"{value(w):+.6g} {name}"

@@ -18,14 +18,14 @@ class Term(NamedTuple):
     """`weight * source[index]`; the weight is a float, or a tensor when it is learned or per element."""
 
     source: int
-    index: int
+    column: int
     weight: Weight
 
 
 class RowProgram(NamedTuple):
     """One row: mix the terms, call the network if `evaluated`, then forget what no later row reads."""
 
-    index: int
+    row: int
     time: float
     model_time: Weight
     evaluated: bool
@@ -63,7 +63,7 @@ def compile_rows(t: Tableau) -> tuple[RowProgram, ...]:
 
 
 def _owner(term: Term, channels: int) -> int:
-    return term.index // channels if term.source == OUTPUT else term.index
+    return term.column // channels if term.source == OUTPUT else term.column
 
 
 def _entries(matrix: Tensor, t: Tableau, source: int) -> list[tuple[int, int, Weight]]:

@@ -74,10 +74,10 @@ def trajectory(
             call = _checkpointing(denoiser) if checkpoint else denoiser
             output = call(x, row.model_time, condition)
         if row.keep_state:
-            states[row.index] = state
+            states[row.row] = state
         if row.keep_output:
-            outputs[row.index] = output
-        yield Point(row.index, row.time, state, output)
+            outputs[row.row] = output
+        yield Point(row.row, row.time, state, output)
         del state, output
 
 
@@ -96,13 +96,13 @@ def _mix(
     channels: int,
 ) -> Tensor:
     """The weighted sum of one row: one `mul`, then in-place adds over its few non-zero terms."""
-    if row.index == 0:
+    if row.row == 0:
         return start if start.dtype == precise else start.to(precise)
     total: Tensor | None = None
     for term in row.terms:
         value = _value(term, states, outputs, noise, constants, start, channels)
         weight = term.weight
-        if not isinstance(weight, float):
+        if isinstance(weight, Tensor):
             part = value.to(precise) * weight.to(device=value.device, dtype=precise)
             total = part if total is None else total + part
         elif total is None:
@@ -123,16 +123,16 @@ def _value(
     start: Tensor,
     channels: int,
 ) -> Tensor:
-    source, index, _ = term
+    source, column, _ = term
     if source == STATE:
-        return states[index]
+        return states[column]
     if source == OUTPUT:
-        return outputs[index] if channels == 1 else outputs[index // channels][index % channels]
+        return outputs[column] if channels == 1 else outputs[column // channels][column % channels]
     if source == NOISE:
         assert noise is not None
-        return noise(index).to(start.device)
+        return noise(column).to(start.device)
     assert source == CONSTANT
-    return constants[index]
+    return constants[column]
 
 
 def sample(

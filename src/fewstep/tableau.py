@@ -13,7 +13,7 @@ import json
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -55,11 +55,11 @@ class Tableau:
     times: Tensor
     alpha: Tensor
     sigma: Tensor
-    model_times: Tensor | None = None  # type: ignore[assignment]
-    C: Tensor | None = None  # type: ignore[assignment]
-    K: Tensor | None = None  # type: ignore[assignment]
+    model_times: Tensor = cast("Tensor", None)  # None is filled in below, so that nobody else has to ask
+    C: Tensor = cast("Tensor", None)
+    K: Tensor = cast("Tensor", None)
     constants: tuple[Tensor, ...] = ()
-    evaluated: tuple[bool, ...] | None = None  # type: ignore[assignment]
+    evaluated: tuple[bool, ...] = cast("tuple[bool, ...]", None)
     channels: int = 1
     noise: NoiseSchedule | None = None
     schedule: SolverSchedule | None = None
@@ -105,7 +105,7 @@ class Tableau:
         tail = torch.broadcast_shapes(*(m.shape[2:] for m in (self.A, self.B, self.C, self.K)))
         width = 1 + self.B.shape[1] + self.C.shape[1] + self.K.shape[1]
 
-        def lift(t):
+        def lift(t: Tensor) -> Tensor:
             return t.reshape(*t.shape, *(1,) * (2 + len(tail) - t.ndim)).expand(*t.shape[:2], *tail) if tail else t
 
         first = torch.zeros(self.rows, 1, *tail, dtype=torch.float64, device="cpu")

@@ -30,7 +30,7 @@ class NoiseSchedule(ABC):
     """The noisiest time that the network knows; sampling starts there."""
     t_min: float
     """The least noisy time that the network knows."""
-    t_clean: float
+    t_clean: ClassVar[float]
     """The time of a clean image, sigma = 0. A state may be there; the network is never called there."""
 
     @abstractmethod

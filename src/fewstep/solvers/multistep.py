@@ -6,6 +6,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from fewstep.errors import ArgumentError
 from fewstep.rules import Basis, Inner, Move, SolverSchedule, Step, Variable
 from fewstep.solvers.common import check_order, intervals, orders, schedule
 from fewstep.solvers.single_step import DPMPP
@@ -79,9 +80,11 @@ def deis(times: Tensor, *, order: int = 3, variant: Literal["tab", "rhoab", "lam
     "lamab" is the variant that diffusers calls logrho.
     """
     check_order(order, 4)
-    variable: Variable = {"tab": "time", "rhoab": "rho", "lamab": "lam"}[variant]
+    variables: dict[str, Variable] = {"tab": "time", "rhoab": "rho", "lamab": "lam"}
+    if variant not in variables:
+        raise ArgumentError(f"variant={variant!r}: choose one of {', '.join(variables)}")
     steps = [
-        Step("noise", order=o, variable=variable) for o in orders(intervals(times), order, lower_order_final=False)
+        Step("noise", order=o, variable=variables[variant]) for o in orders(intervals(times), order, lower_order_final=False)
     ]
     return schedule(f"deis_{variant}", DEIS, times, steps)
 
