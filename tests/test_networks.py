@@ -100,6 +100,28 @@ def test_denoiser_denoises(digits: tuple[Tensor, Tensor]) -> None:
     assert error(5.0, None) < error(5.0, (labels + 1) % 10)
 
 
+def test_torchs_defaults_do_not_matter(digits: tuple[Tensor, Tensor]) -> None:
+    x, labels = digits[0][:3], digits[1][:3]
+    expected = networks.mnist_denoiser()(x, 1.0, labels), networks.mnist_features()(x)
+    device = torch.get_default_device()
+    torch.set_default_dtype(torch.float64)
+    torch.set_default_device("meta")
+    try:
+        model, extractor = networks.mnist_denoiser(), mnist.load_features(mnist.shipped("mnist_features.safetensors"))
+        assert networks.mnist_reference().mean.device.type == "cpu"
+        found = model(x, 1.0, labels), extractor(x)
+        shipped_images = networks.mnist_images(3).images
+        overlap = precision_recall(networks.mnist_reference_features()[:50], networks.mnist_reference_features()[50:99])
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(device)
+    for a, b in zip(found, expected, strict=True):
+        assert a.dtype == torch.float32
+        assert (a - b).abs().max() < 1e-5
+    assert torch.equal(to_unit(shipped_images), x)
+    assert overlap.precision > 0
+
+
 def test_no_label_is_the_null_class() -> None:
     model, x = networks.mnist_denoiser(), noise(3, 1, 28, 28) * 2
     assert torch.equal(model(x, 2.0), model(x, 2.0, torch.full((3,), 10)))

@@ -32,7 +32,7 @@ def as_features(features: Tensor, name: str, least: int = 1) -> Tensor:
     """`features` as a float64 CPU matrix `[n, d]`; refuses other shapes, non-finite entries and fewer than `least`
     rows.
     """
-    matrix = torch.as_tensor(features).detach().to("cpu", torch.float64)
+    matrix = features.detach().to("cpu", torch.float64)
     if matrix.ndim != 2 or matrix.shape[1] == 0:
         raise ArgumentError(
             f"{name} has shape {tuple(matrix.shape)}; give a matrix [samples, features] (flatten images first)"

@@ -7,6 +7,7 @@ The weights are stored in float16 and computed with in float32.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
@@ -41,6 +42,16 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if "config" in metadata:
         metadata["config"] = json.loads(metadata["config"])
     return tensors, metadata
+
+
+def _ready(make: Callable[[], nn.Module], tensors: dict[str, Tensor]) -> nn.Module:
+    """The module with its weights, for use, in float32 on the CPU whatever torch's defaults are."""
+    with torch.device("cpu"):
+        module = make().float()
+    module.load_state_dict(tensors)
+    module.requires_grad_(False).eval()
+    channels_last(module)
+    return module
 
 
 class Labelled(nn.Module):
@@ -79,10 +90,7 @@ def load_denoiser(
 ) -> Denoiser:
     """A denoiser from a file of `fewstep.networks.train`; the condition is labels `[B]` or None."""
     tensors, metadata = read_weights(path)
-    network = EDMPrecond(UNet(**metadata["config"]))
-    network.load_state_dict(tensors)
-    network.requires_grad_(False).eval()
-    channels_last(network)
+    network = cast(EDMPrecond, _ready(lambda: EDMPrecond(UNet(**metadata["config"])), tensors))
     return from_callable(
         Labelled(network).to(device),
         prediction="x0",
@@ -132,10 +140,7 @@ class DigitFeatures(nn.Module):
 def load_features(path: Path) -> DigitFeatures:
     """The feature network of a file of `fewstep.networks.train_features`."""
     tensors, metadata = read_weights(path)
-    classifier = Classifier(**metadata["config"], normalised=False)
-    classifier.load_state_dict(tensors)
-    classifier.requires_grad_(False).eval()
-    channels_last(classifier)
+    classifier = cast(Classifier, _ready(lambda: Classifier(**metadata["config"], normalised=False), tensors))
     return DigitFeatures(classifier, float(metadata["test_accuracy"]))
 
 
