@@ -228,12 +228,14 @@ def compare(
     judge: Judge | None = None,
     teacher: Teacher | None = None,
     results: Results | None = None,
+    by: str = "fd",
     batch_size: int = 250,
     progress: Report = silent,
 ) -> Iterator[Row]:
     """Score every cell, one after another; scores that `results` holds are not made again.
 
-    An iterator, so that whoever stops it (Ctrl-C) has the rows so far, and `results` has them on disk.
+    `by` names the score by which the progress tells the best. An iterator, so that whoever stops it (Ctrl-C) has the
+    rows so far, and `results` has them on disk.
     """
     ReportSeeds.require(seeds, "seeds")
     _check_count(seeds, judge)
@@ -251,7 +253,7 @@ def compare(
             scores = score(model, c.tableau, seeds, judge=judge, teacher=teacher, batch_size=batch_size)
             kept.add(key, scores, solver=c.solver, times=c.times, nfe=c.nfe, seeds=repr(seeds))
         done += c.tableau.nfe
-        value = float(scores.get("fd", scores.get("rms", math.inf)))
+        value = float(scores.get(by, math.inf))
         if value < least:
             least, best = value, f"{c.label}, {c.nfe} calls: {value:.4g}"
         progress(Event("compare", done, work, best))

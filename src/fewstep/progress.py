@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TextIO
 
+from fewstep.words import seconds_in_words
+
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
@@ -39,16 +41,6 @@ Report = Callable[[Event], None]
 
 def silent(_event: Event) -> None:
     """The report of library calls that nobody watches."""
-
-
-def seconds_in_words(seconds: float) -> str:
-    """`7 s`, `3 min 20 s`, `2 h 5 min`."""
-    whole = round(max(seconds, 0.0))
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
 class PlainReport:

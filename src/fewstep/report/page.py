@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fewstep.files import atomic_write_text
-from fewstep.progress import seconds_in_words
 from fewstep.report import figures, images, style
 from fewstep.report.figures import Candidate, Series
+from fewstep.words import seconds_in_words, with_error
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -99,16 +99,6 @@ def html(page: Page) -> str:
     )
 
 
-def with_error(value: float | None, error: float | None = None) -> str:
-    """`12.3 ± 0.4`: the error with two digits, the value to the same place; four digits where no error is known."""
-    if value is None or not math.isfinite(value):
-        return "n/a"
-    if not error or not math.isfinite(error):
-        return f"{value:.4g}"
-    places = max(0, 1 - math.floor(math.log10(error)))
-    return f"{value:.{places}f} ± {error:.{places}f}"
-
-
 def verdict(before: Entry, after: Entry) -> str:
     """The result in one sentence, that claims a gain only outside two standard errors of the difference."""
     if before.score is None or after.score is None:
@@ -117,7 +107,7 @@ def verdict(before: Entry, after: Entry) -> str:
     share = f"{abs(gain) / before.score:.0%}" if before.score > 0 else f"{abs(gain):.3g}"
     known = before.error is not None and after.error is not None
     if known and abs(gain) <= 2 * error:
-        return "The two do not differ by more than two standard errors: on this judge the search found no gain that can be shown."
+        return "The two differ by less than two standard errors: on this judge no gain can be shown."
     outside = ", outside the error bars" if known else " (no error bars are known)"
     return (
         f"The found schedule is {share} {'lower (better)' if gain > 0 else 'higher (worse)'} on fresh seeds{outside}."
@@ -204,8 +194,8 @@ def _candidates(page: Page) -> str:
         return ""
     judge = page.selected_by or page.judge
     note = (
-        f"<p>Every candidate on the seeds that selected (by {escape(judge)}), and the finalists again on fresh seeds. The "
-        "best of many noisy scores is too good on average; the distance between the two marks shows by how much.</p>"
+        f"<p>Every candidate on the seeds that selected (by {escape(judge)}), and the finalists on fresh ones. "
+        "The best of many noisy scores is too good on average; the distance of the two marks shows by how much.</p>"
     )
     rest = len(page.candidates) - MOST_DRAWN
     more = f'<p class="note">{rest} worse ones are not drawn.</p>' if rest > 0 else ""
