@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from scipy.linalg import sqrtm
 from torch import Tensor
 
@@ -103,6 +104,16 @@ def test_bad_statistics_files(tmp_path: Path) -> None:
             Statistics.load(tmp_path / f"{name}.npz")
     with pytest.raises(FileFormatError, match="cannot be read as safetensors"):
         Statistics.load(tmp_path / "torn.safetensors")
+    tensors = {"mean": torch.zeros(2), "cov": torch.eye(2)}
+    for metadata, words in [
+        ({}, "not a statistics file"),
+        ({"kind": "fewstep.statistics", "schema": "99"}, "schema 99, this version reads 1"),
+        ({"kind": "fewstep.statistics", "schema": "1", "n": "many"}, "'many', which is no number"),
+        ({"kind": "fewstep.statistics", "schema": "1", "n": "1"}, "n = 1"),
+    ]:
+        save_file(tensors, tmp_path / "bad.safetensors", metadata=metadata)
+        with pytest.raises(FileFormatError, match=words):
+            Statistics.load(tmp_path / "bad.safetensors")
     with pytest.raises(ArgumentError, match="no file"):
         Statistics.load(tmp_path / "absent.npz")
 

@@ -205,9 +205,10 @@ class Statistics:
             raise FileFormatError(
                 f"{path} has schema {metadata.get('schema')}, this version reads {SCHEMA}; update fewstep"
             )
-        return cls._checked(
-            path, tensors["mean"], tensors["cov"], None if metadata["n"] == "None" else int(metadata["n"])
-        )
+        count = metadata.get("n", "None")
+        if count != "None" and not count.isdigit():
+            raise FileFormatError(f"{path} says n = {count!r}, which is no number; compute it again")
+        return cls._checked(path, tensors["mean"], tensors["cov"], None if count == "None" else int(count))
 
     @classmethod
     def _checked(cls, path: Path, mean: Tensor, cov: Tensor, n: int | None) -> Statistics:
