@@ -151,21 +151,29 @@ class Tableau:
         return worst(mean), worst(variance)
 
     def verify(self, tolerance: float = TOLERANCE) -> Tableau:
-        """Itself, if both identities hold, or their defects are listed in `expected`.
+        """Itself, if both identities hold (relative to the row's largest term), or `expected` lists their defects.
 
         Raises:
             TableauError: naming the identity, the row and the size.
         """
         if self.expected:
             return self
-        for which, defect in zip(("mean", "variance"), self.defects(), strict=True):
-            i = int(defect.detach().abs().argmax())
-            if not abs(defect[i].item()) <= tolerance:
+        size = 1.0 + self._largest()
+        for which, defect, scale in zip(("mean", "variance"), self.defects(), (size, size**2), strict=True):
+            relative = defect.detach().abs() / scale
+            i = int(relative.argmax())
+            if not relative[i] <= tolerance:
                 raise TableauError(
-                    f"row {i} breaks the {which} identity by {defect[i].item():.3g}: its weights do not belong to its time. "
-                    "Mend the formula, or list the defect in `expected` if it is meant"
+                    f"row {i} breaks the {which} identity by {defect[i].item():.3g}: its weights do not belong to its "
+                    "time. Mend the formula, or list the defect in `expected` if it is meant"
                 )
         return self
+
+    def _largest(self) -> Tensor:
+        """Per row, the largest term in units of the state's spread: rounding grows with it."""
+        a, b, c, k = (part.detach().abs().reshape(self.rows, -1) for part in self.expanded)
+        terms = torch.cat([a * self.sigma[0].detach(), a * self.alpha[0].detach(), b, c, k], 1)
+        return terms.amax(1)
 
     def isclose(self, other: Tableau, tolerance: float = TOLERANCE) -> bool:
         """Whether both are the same sampler: equal canonical forms, elementwise, relative to 1 or the row's largest entry."""

@@ -153,7 +153,7 @@ def _finish(b: Builder, schedule: SolverSchedule, mean: Tensor | None) -> Tablea
         alpha=_vector([p.alpha for p in b.places]), sigma=_vector([p.sigma for p in b.places]),
         constants=() if mean is None else (mean,), noise=b.noise, schedule=schedule, expected=tuple(dict.fromkeys(b.expected)),
         notes=tuple(b.notes), name=schedule.name,
-    ).verify(1e-8)  # fmt: skip
+    ).verify()  # fmt: skip
 
 
 def _vector(values: list[Scalar]) -> Tensor:
