@@ -1,125 +1,21 @@
 """Reading a linear sampler's weights: play it scripted network outputs and scripted noise, and watch its states.
 
-A sampler that only forms weighted sums treats every element of the state alike. So the elements themselves can stand for
-the unknowns: element 0 for the start, the next ones for the outputs, the noise draws and (where the host allows it) small
-edits of the state between two steps. Play it unit vectors, and each state that it hands to the network *is* a row of its
-table. One run reads everything; two more, with random values in every element, measure how far from linear it is.
+A sampler that only forms weighted sums treats every element of the state alike. So the elements themselves can stand
+for the unknowns: element 0 for the start, the next ones for the outputs, the noise draws and (where the host allows it)
+small edits of the state between two steps. Play it unit vectors, and each state that it hands to the network *is* a row
+of its table. One run reads everything; two more, with random values everywhere, measure how far from linear it is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from fewstep.errors import ArgumentError, NotATable
-
-Unknown = tuple[str, int]
-"""Which unknown: ("start", 0), ("output", j), ("noise", m), ("interval", k) or ("edit", row)."""
-
-_F64: dict[str, Any] = {"dtype": torch.float64, "device": "cpu"}
-
-
-@dataclass
-class Row:
-    """One network call as the sampler made it."""
-
-    state: Tensor
-    told: float
-    alpha: float | None
-    sigma: float | None
-
-
-class Script:
-    """One run of a sampler: what each unknown is worth in it, and the record of what the sampler did.
-
-    A host (a function that takes a Script and returns the last state) starts from `start()`, answers its network calls by
-    `output(...)`, and may call `edit(state)` between two steps and `increment(a, b)` for Brownian noise. Ordinary normal
-    noise is caught wherever the sampler draws it.
-    """
-
-    def __init__(self, value: Callable[[Unknown], Tensor], shape: tuple[int, ...], dtype: torch.dtype, knots: list[float] | None) -> None:
-        self.value = value
-        self.shape = shape
-        self.dtype = dtype
-        self.rows: list[Row] = []
-        self.draws = 0
-        self.edits: list[int] = []
-        self.asked: list[tuple[float, float]] = []
-        self._knots = knots
-
-    def _play(self, unknown: Unknown, dtype: torch.dtype | None = None) -> Tensor:
-        return self.value(unknown).reshape(self.shape).to(dtype or self.dtype, copy=True)
-
-    def start(self) -> Tensor:
-        """The first state."""
-        return self._play(("start", 0))
-
-    def output(self, state: Tensor, told: float, alpha: float | None = None, sigma: float | None = None) -> Tensor:
-        """Record that the network was called on `state` and told the time `told`; returns its scripted x0.
-
-        `alpha` and `sigma` say where the host takes the state to be, where it says so.
-        """
-        if state.numel() != self.value(("start", 0)).numel():
-            raise ArgumentError(
-                f"the sampler called its network with shape {tuple(state.shape)} for a state of shape {self.shape}: "
-                "trace it without guidance (one network call per output), and wrap the guidance into the denoiser"
-            )
-        self.rows.append(Row(state.detach().reshape(-1).to(**_F64, copy=True), told, alpha, sigma))
-        return self._play(("output", len(self.rows) - 1), state.dtype).reshape(state.shape)
-
-    def edit(self, state: Tensor) -> Tensor:
-        """The state as somebody outside edits it just before the next network call (stepwise weights)."""
-        self.edits.append(len(self.rows))
-        return state + self._play(("edit", len(self.rows)), state.dtype).reshape(state.shape)
-
-    def normal(self, like: Tensor) -> Tensor:
-        """The next draw of unit noise, in the shape and dtype of `like`."""
-        if like.numel() != self.value(("start", 0)).numel():
-            raise NotATable(
-                f"the sampler draws noise of shape {tuple(like.shape)} for a state of shape {self.shape}, which no column of a table can hold; "
-                "sample with it directly"
-            )
-        self.draws += 1
-        return self._play(("noise", self.draws - 1), like.dtype).reshape(like.shape)
-
-    def increment(self, first: float, second: float) -> Tensor:
-        """Brownian motion's increment between two levels over the root of their distance: unit noise.
-
-        Increments that overlap share the disjoint pieces between their end points, one unknown for each piece.
-        """
-        self.asked.append((first, second))
-        if self._knots is None:
-            return self._play(("interval", len(self.asked)))
-        low, high = sorted(min(self._knots, key=lambda knot: abs(knot - level)) for level in (first, second))
-        total = torch.zeros(self.shape, dtype=self.dtype, device="cpu")
-        for k, (a, b) in enumerate(pairwise(self._knots)):
-            if low <= a and b <= high:
-                total += ((b - a) / (high - low)) ** 0.5 * self._play(("interval", k))
-        return total if first >= second else -total
-
-
-class _Catch(TorchFunctionMode):
-    """Every normal draw that torch makes while this is on comes from the script."""
-
-    def __init__(self, script: Script) -> None:
-        super().__init__()
-        self.script = script
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        drawn = func(*args, **(kwargs or {}))
-        if func is torch.randn or func is torch.randn_like:
-            return self.script.normal(drawn)
-        if func is Tensor.normal_:
-            mean, std = ([*args[1:], 0.0, 1.0][:2]) if len(args) > 1 else ((kwargs or {}).get("mean", 0.0), (kwargs or {}).get("std", 1.0))
-            return args[0].copy_(mean + std * self.script.normal(args[0]))
-        return drawn
-
+from fewstep.script import F64, Catch, Row, Script, Unknown
 
 Host = Callable[[Script], Tensor]
 """Runs a sampler once, from start to end, under a script."""
@@ -147,28 +43,34 @@ class Weights:
     """The measured departure from linearity, relative to the largest term of its row."""
 
     def stepwise(self) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
-        """`A [S, S], B [S, J], C [S, M], offset [S]` of the rows in terms of earlier states; None where no edits could be made.
+        """`A [S, S], B [S, J], C [S, M], offset [S]` in terms of earlier states; None where no edits could be made.
 
         With G the response to edits, the unrolled weights are G times the stepwise ones, and A = 1 - inverse(G).
         """
         if self.edits is None:
             return None
         response = self.edits
-        inverse = torch.linalg.solve_triangular(response, torch.eye(len(response), **_F64), upper=False, unitriangular=True)
-        a = torch.eye(len(response), **_F64) - inverse
+        inverse = torch.linalg.solve_triangular(
+            response, torch.eye(len(response), **F64), upper=False, unitriangular=True
+        )
+        a = torch.eye(len(response), **F64) - inverse
         parts = [a.tril(-1), (inverse @ self.outputs), (inverse @ self.noise), (inverse @ self.offset[:, None])[:, 0]]
         # What rounding left where a weight is zero; a host in float32 leaves about 1e-7 of the row's largest entry.
         floor = max(8 * self.defect, 1e-14)
         largest = torch.cat([parts[0].abs(), parts[1].abs()], 1).amax(1)
-        return tuple(torch.where(p.abs() <= floor * (largest if p.ndim == 1 else largest[:, None]), 0.0, p) for p in parts)  # type: ignore[return-value]
+        return tuple(
+            torch.where(p.abs() <= floor * (largest if p.ndim == 1 else largest[:, None]), 0.0, p) for p in parts
+        )  # type: ignore[return-value]
 
 
 def _random(seed: int, width: int) -> Callable[[Unknown], Tensor]:
-    """Random values of the unknowns, on a grid of 1/64 so that 16-bit hosts hold them exactly, with large ones among them."""
+    """Random values of the unknowns, some large, on a grid of 1/64 so that 16-bit hosts hold them exactly."""
     kinds = {"start": 1, "output": 2, "noise": 3, "interval": 4, "edit": 5}
 
     def value(unknown: Unknown) -> Tensor:
-        generator = torch.Generator(device="cpu").manual_seed(seed * 1_000_003 + kinds[unknown[0]] * 10_007 + unknown[1])
+        generator = torch.Generator(device="cpu").manual_seed(
+            seed * 1_000_003 + kinds[unknown[0]] * 10_007 + unknown[1]
+        )
         drawn = torch.randint(-256, 257, (width,), generator=generator, device="cpu")
         return drawn.to(torch.float64) / 64
 
@@ -179,7 +81,7 @@ def _unit(index: dict[Unknown, int], width: int) -> Callable[[Unknown], Tensor]:
     """Unit vectors; the last element stays zero for every unknown, so that it shows an offset."""
 
     def value(unknown: Unknown) -> Tensor:
-        vector = torch.zeros(width, **_F64)
+        vector = torch.zeros(width, **F64)
         if unknown in index:
             vector[index[unknown]] = 1.0
         return vector
@@ -187,16 +89,19 @@ def _unit(index: dict[Unknown, int], width: int) -> Callable[[Unknown], Tensor]:
     return value
 
 
-def _run(host: Host, value: Callable[[Unknown], Tensor], ndim: int, dtype: torch.dtype, knots: list[float] | None) -> tuple[Script, Tensor]:
+def _run(
+    host: Host, value: Callable[[Unknown], Tensor], ndim: int, dtype: torch.dtype, knots: list[float] | None
+) -> tuple[Script, Tensor]:
     width = value(("start", 0)).numel()
     script = Script(value, (1,) * (ndim - 1) + (width,), dtype, knots)
-    with torch.no_grad(), _Catch(script):
+    with torch.no_grad(), Catch(script):
         last = host(script)
     if not isinstance(last, Tensor) or last.numel() != width:  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise ArgumentError(f"the sampler must return one tensor of the state's shape {script.shape}, got {getattr(last, 'shape', type(last))}")
+        shape = getattr(last, "shape", type(last))
+        raise ArgumentError(f"the sampler must return one tensor of the state's shape {script.shape}, got {shape}")
     if not script.rows:
         raise ArgumentError("the sampler never called its network: check that it takes the model as its first argument")
-    return script, last.detach().reshape(-1).to(**_F64)
+    return script, last.detach().reshape(-1).to(**F64)
 
 
 def probe(host: Host, *, ndim: int = 4, dtype: torch.dtype = torch.float64, tolerance: float = 1e-4) -> Weights:
@@ -214,7 +119,11 @@ def probe(host: Host, *, ndim: int = 4, dtype: torch.dtype = torch.float64, tole
     counted, _ = _run(host, _random(1, 24), ndim, dtype, None)
     ends = _knots(counted.asked)
     pieces = max(len(ends) - 1, 0)
-    unknowns: list[Unknown] = [("start", 0), *(("output", j) for j in range(len(counted.rows))), *(("noise", m) for m in range(counted.draws))]
+    unknowns: list[Unknown] = [
+        ("start", 0),
+        *(("output", j) for j in range(len(counted.rows))),
+        *(("noise", m) for m in range(counted.draws)),
+    ]
     unknowns += [("interval", k) for k in reversed(range(pieces))] + [("edit", i) for i in counted.edits]
     read, last = _run(host, _unit({u: i for i, u in enumerate(unknowns)}, len(unknowns) + 1), ndim, dtype, ends)
     _same_course(counted, read)
@@ -240,15 +149,24 @@ def _same_course(one: Script, other: Script) -> None:
         return
     row = next((i for i, (a, b) in enumerate(zip(*told, strict=False)) if a != b), min(map(len, told)))
     raise NotATable(
-        f"the sampler chooses its course by what the network answers: it made {len(told[0])} network calls in one run and {len(told[1])} in another, "
-        f"which part at row {row}. Adaptive samplers are not tables; fix its steps, or sample with it directly",
+        f"the sampler chooses its course by what the network answers: it made {len(told[0])} network calls in one run "
+        f"and {len(told[1])} in another, which part at row {row}. Adaptive samplers are not tables; fix its steps, or "
+        "sample with it directly",
         defect=float("inf"),
         row=row,
     )
 
 
 def _defect(
-    host: Host, table: Tensor, offset: Tensor, unknowns: list[Unknown], ndim: int, dtype: torch.dtype, ends: list[float], tolerance: float, read: Script
+    host: Host,
+    table: Tensor,
+    offset: Tensor,
+    unknowns: list[Unknown],
+    ndim: int,
+    dtype: torch.dtype,
+    ends: list[float],
+    tolerance: float,
+    read: Script,
 ) -> float:
     value = _random(2, 61)
     script, last = _run(host, value, ndim, dtype, ends)
@@ -259,10 +177,15 @@ def _defect(
     per_row = ((seen - table @ values - offset[:, None]).abs().amax(1) / largest).nan_to_num(nan=torch.inf)
     worst = int(per_row.argmax())
     if per_row[worst] > tolerance:
-        where = "the sample" if worst == len(script.rows) else f"the state of network call {worst} (told time {script.rows[worst].told:g})"
+        where = (
+            "the sample"
+            if worst == len(script.rows)
+            else f"the state of network call {worst} (told time {script.rows[worst].told:g})"
+        )
         raise NotATable(
-            f"the sampler is not linear in its start, outputs and noise: {where}, row {worst}, is off by {float(per_row[worst]):.2g} of its largest "
-            "term. Thresholding, clipping and norms cannot be in a table: switch them off here and wrap them into the denoiser instead",
+            f"the sampler is not linear in its start, outputs and noise: {where}, row {worst}, is off by "
+            f"{float(per_row[worst]):.2g} of its largest term. Thresholding, clipping and norms cannot be in a table: "
+            "switch them off here and wrap them into the denoiser instead",
             defect=float(per_row[worst]),
             row=worst,
         )
@@ -278,7 +201,7 @@ def _split(table: Tensor, offset: Tensor, unknowns: list[Unknown], read: Script,
     used = [i for i in noise if bool((table[:, i] != 0).any())]
     edits = None
     if len(read.edits) == rows - 2:  # before every call but the first
-        edits = torch.eye(rows, **_F64)
+        edits = torch.eye(rows, **F64)
         edits[:, 0] = table[:, 0]
         for column, row in zip(columns("edit"), read.edits, strict=True):
             edits[:, row] = table[:, column]

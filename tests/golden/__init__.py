@@ -1,7 +1,7 @@
 """Whole tables of other people's samplers, as `tools/make_golden.py` read them: numbers, never code.
 
     golden = load("k_diffusion/dpmpp_2m karras6")
-    golden.outputs[i, j]        # weight of state i (the i-th network input; the last one is the sample) on output j (x0)
+    golden.outputs[i, j]        # weight of state i (the i-th network input, or the sample) on output j (x0)
 
 Every table is unrolled: states in terms of the start, the network's outputs (as x0) and unit noise.
 """
@@ -51,7 +51,12 @@ class Golden:
         alpha = self.levels[:, :1]
         first = self.levels[0, 0]
         levels = self.levels / alpha
-        parts = {"start": self.start * first / alpha[:, 0], "outputs": self.outputs / alpha, "noise": self.noise / alpha, "levels": levels}
+        parts = {
+            "start": self.start * first / alpha[:, 0],
+            "outputs": self.outputs / alpha,
+            "noise": self.noise / alpha,
+            "levels": levels,
+        }
         return Golden(**{**self.__dict__, **parts})
 
 

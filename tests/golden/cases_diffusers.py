@@ -6,11 +6,13 @@ import copy
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fewstep.adapters import diffusers as adapter
-from fewstep.probe import Host, Script
+from fewstep.probe import Host
+from fewstep.script import Script
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 KARRAS = {**SD, "use_karras_sigmas": True}
@@ -51,7 +53,12 @@ def _multistep() -> dict[str, Case]:
         "to sigma_min": Case("DPMSolverMultistepScheduler", {**STOPS, "solver_order": 3}),
         "euler_at_final": Case("DPMSolverMultistepScheduler", {**KARRAS, "euler_at_final": True}),
         "flow": Case("DPMSolverMultistepScheduler", FLOW),
-        "timesteps": Case("DPMSolverMultistepScheduler", SD, steps=None, options={"timesteps": [999, 850, 736, 645, 545, 455, 343, 233, 124, 24]}),
+        "timesteps": Case(
+            "DPMSolverMultistepScheduler",
+            SD,
+            steps=None,
+            options={"timesteps": [999, 850, 736, 645, 545, 455, 343, 233, 124, 24]},
+        ),
     }
     return cases | {f"dpm_multistep {name}": case for name, case in more.items()}
 
@@ -73,7 +80,9 @@ def _unipc() -> dict[str, Case]:
             for order in (1, 2, 3, 4):
                 grid = KARRAS if predict_x0 and variant == "bh2" else STOPS  # bh1 onto sigma = 0 is 0/0 there
                 config = {**grid, "solver_type": variant, "predict_x0": predict_x0, "solver_order": order}
-                cases[f"unipc {variant} {'data' if predict_x0 else 'noise'} {order}"] = Case("UniPCMultistepScheduler", config)
+                cases[f"unipc {variant} {'data' if predict_x0 else 'noise'} {order}"] = Case(
+                    "UniPCMultistepScheduler", config
+                )
     off = {**KARRAS, "solver_order": 3, "disable_corrector": [0, 1, 2, 3, 4, 5, 6, 7]}
     more = {
         "v": Case("UniPCMultistepScheduler", {**KARRAS, "prediction_type": "v_prediction"}),
@@ -87,11 +96,15 @@ def _unipc() -> dict[str, Case]:
 
 def _sa() -> dict[str, Case]:
     cases = {
-        f"sa {algorithm.split('_')[0]} {p} {c}": Case("SASolverScheduler", {**SD, "algorithm_type": algorithm, "predictor_order": p, "corrector_order": c})
+        f"sa {algorithm.split('_')[0]} {p} {c}": Case(
+            "SASolverScheduler", {**SD, "algorithm_type": algorithm, "predictor_order": p, "corrector_order": c}
+        )
         for algorithm in ("data_prediction", "noise_prediction")
         for p, c in ((1, 1), (2, 1), (2, 2), (3, 2), (3, 3), (3, 4), (4, 4))
     }
-    return cases | {"sa ode 3 3": Case("SASolverScheduler", {**SD, "predictor_order": 3, "corrector_order": 3}, drive="tau=0")}
+    return cases | {
+        "sa ode 3 3": Case("SASolverScheduler", {**SD, "predictor_order": 3, "corrector_order": 3}, drive="tau=0")
+    }
 
 
 CASES: dict[str, Case] = {
@@ -100,10 +113,13 @@ CASES: dict[str, Case] = {
     "ddim eta.4": Case("DDIMScheduler", PLAIN, options={"eta": 0.4}),
     "ddim v": Case("DDIMScheduler", {**PLAIN, "prediction_type": "v_prediction"}),
     "ddim x0": Case("DDIMScheduler", {**PLAIN, "prediction_type": "sample"}),
-    "ddim trailing zero_snr": Case(
-        "DDIMScheduler", {**PLAIN, "prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    "ddim zero_snr": Case(
+        "DDIMScheduler",
+        {**PLAIN, "prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"},
+        steps=8,
     ),
-    "ddim stops": Case("DDIMScheduler", {**PLAIN, "set_alpha_to_one": False, "timestep_spacing": "trailing"}),
+    "ddim stops": Case("DDIMScheduler", {**PLAIN, "set_alpha_to_one": False, "timestep_spacing": "trailing"}, steps=8),
+    "ddim trailing 7": Case("DDIMScheduler", {**PLAIN, "timestep_spacing": "trailing"}),
     "ddim_parallel eta.4": Case("DDIMParallelScheduler", PLAIN, options={"eta": 0.4}),
     "cogvideox_ddim": Case("CogVideoXDDIMScheduler", {"clip_sample": False}),
     "cogvideox_dpm": Case("CogVideoXDPMScheduler", {"clip_sample": False}, drive="cogvideox"),
@@ -129,7 +145,9 @@ CASES: dict[str, Case] = {
     "cosine_dpm": Case("CosineDPMSolverMultistepScheduler"),
     "cosine_dpm 1": Case("CosineDPMSolverMultistepScheduler", {"solver_order": 1}),
     "euler": Case("EulerDiscreteScheduler", SD),
-    "euler sigmas": Case("EulerDiscreteScheduler", SD, steps=None, options={"sigmas": [14.6, 6.478, 2.602, 0.9116, 0.2645, 0.0]}),
+    "euler sigmas": Case(
+        "EulerDiscreteScheduler", SD, steps=None, options={"sigmas": [14.6, 6.478, 2.602, 0.9116, 0.2645, 0.0]}
+    ),
     "euler v": Case("EulerDiscreteScheduler", {**SD, "prediction_type": "v_prediction"}),
     "euler churn": Case("EulerDiscreteScheduler", KARRAS, options={"s_churn": 2.5, "s_noise": 1.0}),
     "euler_ancestral": Case("EulerAncestralDiscreteScheduler", SD),
@@ -140,18 +158,29 @@ CASES: dict[str, Case] = {
     "lms": Case("LMSDiscreteScheduler", KARRAS),
     "lms 2": Case("LMSDiscreteScheduler", SD, options={"order": 2}),
     "ipndm": Case("IPNDMScheduler"),
+    "ipndm trained": Case("IPNDMScheduler", {"trained_betas": [0.995, 0.9, 0.75, 0.55, 0.3, 0.1, 0.02, 0.0]}),
     "pndm": Case("PNDMScheduler", SD, steps=12),
     "pndm plms": Case("PNDMScheduler", {**SD, "skip_prk_steps": True, "steps_offset": 1}),
     "flow_euler": Case("FlowMatchEulerDiscreteScheduler", {"shift": 3.0}),
     "flow_euler stochastic": Case("FlowMatchEulerDiscreteScheduler", {"shift": 3.0, "stochastic_sampling": True}),
-    "flow_euler sigmas": Case("FlowMatchEulerDiscreteScheduler", {}, steps=None, options={"sigmas": [1.0, 0.8, 0.5, 0.2]}),
+    "flow_euler sigmas": Case(
+        "FlowMatchEulerDiscreteScheduler", {}, steps=None, options={"sigmas": [1.0, 0.8, 0.5, 0.2]}
+    ),
     "flow_heun": Case("FlowMatchHeunDiscreteScheduler", {"shift": 3.0}),
     "flow_lcm": Case("FlowMatchLCMScheduler", {"shift": 3.0}),
     "flow_map": Case("FlowMapEulerDiscreteScheduler", {"shift": 5.0}),
-    "ltx_ancestral": Case("LTXEulerAncestralRFScheduler", {"eta": 0.6}, drive="ltx"),
-    "minimax": Case("MiniMaxH3Scheduler",),
+    "ltx_ancestral": Case("LTXEulerAncestralRFScheduler", {"eta": 0.6}),
+    "minimax": Case(
+        "MiniMaxH3Scheduler",
+    ),
     "helios euler": Case("HeliosScheduler", {"scheduler_type": "euler", "stages": 1}),
-    "helios unipc": Case("HeliosScheduler", {"scheduler_type": "unipc", "stages": 1}),
+    "helios unipc": Case(
+        "HeliosScheduler",
+        {"scheduler_type": "unipc", "stages": 1},
+        6,
+        {"sigmas": [0.99, 0.9, 0.75, 0.5, 0.3, 0.1, 0.02]},
+    ),
+    "helios unipc pure": Case("HeliosScheduler", {"scheduler_type": "unipc", "stages": 1}),
     "lcm": Case("LCMScheduler", {}),
     "tcd": Case("TCDScheduler", {**SD, "clip_sample": False}, options={"eta": 0.3}),
     "scm": Case("SCMScheduler", steps=2, drive="scm"),
@@ -161,7 +190,9 @@ CASES: dict[str, Case] = {
 }
 for _name in ("ddim", "euler", "lms", "heun", "kdpm2", "dpm_multistep dpmsolver++ 2", "unipc bh2 data 2", "edm_dpm 2"):
     """As the host runs it, float32 tables and all; everything else has its tables raised to float64 first."""
-    CASES[f"{_name} float32"] = Case(CASES[_name].scheduler, CASES[_name].config, CASES[_name].steps, {**CASES[_name].options}, "float32")
+    CASES[f"{_name} float32"] = Case(
+        CASES[_name].scheduler, CASES[_name].config, CASES[_name].steps, {**CASES[_name].options}, "float32"
+    )
 
 
 def make(case: Case) -> Any:
@@ -184,12 +215,20 @@ def make(case: Case) -> Any:
 def host(case: Case) -> Host:
     """The case as a host for `probe`."""
     scheduler = make(case)
-    custom = {"cogvideox": cogvideox, "karras_ve": karras_ve, "score_sde_vp": score_sde_vp, "wuerstchen": wuerstchen, "unclip": unclip, "scm": scm, "cm": cm}
+    custom = {
+        "cogvideox": cogvideox,
+        "karras_ve": karras_ve,
+        "score_sde_vp": score_sde_vp,
+        "wuerstchen": wuerstchen,
+        "unclip": unclip,
+        "scm": scm,
+        "cm": cm,
+    }
     if case.drive in custom:
         return custom[case.drive](scheduler, case)
     options: dict[str, Any] = dict(case.options)
-    if case.drive == "ltx":
-        return adapter.host(scheduler, None, sigmas=[1.0, 0.94, 0.85, 0.7, 0.5, 0.2])
+    if case.scheduler == "HeliosScheduler" and "sigmas" in options:
+        options["sigmas"] = np.array(options["sigmas"], dtype=np.float32)
     return adapter.host(scheduler, case.steps, exact=case.drive != "float32", **options)
 
 
@@ -221,7 +260,11 @@ def wuerstchen(scheduler: Any, case: Case) -> Host:
     def run(script: Script) -> Tensor:
         own = copy.deepcopy(scheduler)
         own.set_timesteps(case.steps)
-        own.timesteps, own.s, own._init_alpha_cumprod = own.timesteps.double(), own.s.double(), own._init_alpha_cumprod.double()
+        own.timesteps, own.s, own._init_alpha_cumprod = (
+            own.timesteps.double(),
+            own.s.double(),
+            own._init_alpha_cumprod.double(),
+        )
         state = script.start()
         for t in own.timesteps[:-1]:
             bar = float(own._alpha_cumprod(t[None], "cpu"))
@@ -244,14 +287,20 @@ def unclip(scheduler: Any, case: Case) -> Host:
             alpha, sigma = adapter.place(own, t)
             x0 = script.output(state, float(t), alpha, sigma)
             following = own.timesteps[i + 1] if i + 1 < len(own.timesteps) else None
-            state = own.step(adapter.encode(own, "epsilon", state, x0, alpha, sigma), t, state, prev_timestep=following, return_dict=False)[0]
+            state = own.step(
+                adapter.encode(own, "epsilon", state, x0, alpha, sigma),
+                t,
+                state,
+                prev_timestep=following,
+                return_dict=False,
+            )[0]
         return state
 
     return run
 
 
 def scm(scheduler: Any, case: Case) -> Host:
-    """TrigFlow: x = cos(t) x0 + sin(t) eps, and the network's velocity is cos(t) eps - sin(t) x0; the last x0 is the sample."""
+    """TrigFlow: x = cos(t) x0 + sin(t) eps, the velocity cos(t) eps - sin(t) x0; the last x0 is the sample."""
 
     def run(script: Script) -> Tensor:
         own = copy.deepcopy(scheduler)
@@ -302,7 +351,9 @@ def karras_ve(scheduler: Any, case: Case) -> Host:
             state, derivative = own.step((x0 - hat) / high, high, following, hat, return_dict=False)
             if following != 0:
                 x0 = script.output(state, float(following), 1.0, float(following))
-                state, _ = own.step_correct((x0 - state) / following, high, following, hat, state, derivative, return_dict=False)
+                state, _ = own.step_correct(
+                    (x0 - state) / following, high, following, hat, state, derivative, return_dict=False
+                )
         return state
 
     return run

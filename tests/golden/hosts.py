@@ -9,6 +9,7 @@ from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
 
+import numpy as np
 import torch
 
 from fewstep.adapters import diffusers as adapter
@@ -54,11 +55,13 @@ K_DIFFUSION: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """Case -> function and options; each is read on every grid."""
 
-K_FAST: dict[str, tuple[int, dict[str, Any]]] = {f"dpm_fast {n} eta{eta:g}": (n, {"eta": eta}) for n in (4, 5, 6, 8) for eta in (0.0, 1.0)}
+K_FAST: dict[str, tuple[int, dict[str, Any]]] = {
+    f"dpm_fast {n} eta{eta:g}": (n, {"eta": eta}) for n in (4, 5, 6, 8) for eta in (0.0, 1.0)
+}
 
 
 def k_diffusion_sampling(path: str | None = None) -> Any:
-    """k-diffusion's sampling module, with empty modules in place of what only its other parts need; None where it is not there."""
+    """k-diffusion's sampling module, or None; empty modules stand in for what only its other parts need."""
     if path is None:
         package = importlib.util.find_spec("k_diffusion")
         if package is None or package.origin is None:
@@ -103,7 +106,9 @@ def k_diffusion_cases() -> list[str]:
 def write_k_diffusion(path: str | None = None) -> dict[str, Tables]:
     sampling = k_diffusion_sampling(path)
     if sampling is None:
-        raise SystemExit("k-diffusion is not installed: pip install --no-deps k-diffusion==0.1.1.post1, or give the path of its sampling.py")
+        raise SystemExit(
+            "k-diffusion is not installed: pip install --no-deps k-diffusion==0.1.1.post1, or give its sampling.py"
+        )
     dtype = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)  # dpm_fast makes its levels in the default dtype
     try:
@@ -112,9 +117,8 @@ def write_k_diffusion(path: str | None = None) -> dict[str, Tables]:
         torch.set_default_dtype(dtype)
 
 
-
 def identities(weights: Any) -> tuple[float, float]:
-    """Where the sample must be, if the sampler's mean and noise are right: its alpha and sigma (0 where only rounding is left)."""
+    """Alpha and sigma of the sample if the sampler's mean and noise are right (0 where only rounding is left)."""
     first = weights.calls[0]
     alpha = float(weights.start[-1] * first.alpha + weights.outputs[-1].sum())
     variance = float((weights.start[-1] * first.sigma) ** 2 + (weights.noise[-1] ** 2).sum())
@@ -127,16 +131,19 @@ def read_diffusers(name: str) -> dict[str, Any]:
     weights = probe(cases_diffusers.host(case))
     levels = [row.sigma for row in weights.calls]
     scheduler = cases_diffusers.make(case)
-    if case.scheduler in ("LTXEulerAncestralRFScheduler", "SCMScheduler", "ScoreSdeVpScheduler", "CMStochasticIterativeScheduler", "KarrasVeScheduler"):
+    if case.scheduler in ("SCMScheduler", "ScoreSdeVpScheduler", "CMStochasticIterativeScheduler", "KarrasVeScheduler"):
         last: tuple[float, float] = (1.0, 0.0)
     elif hasattr(scheduler, "sigmas"):
         options = {k: v for k, v in case.options.items() if k in ("timesteps", "sigmas")}
+        if case.scheduler == "HeliosScheduler" and options:
+            options = {"sigmas": np.array(options["sigmas"], dtype=np.float32)}
         scheduler.set_timesteps(**({"num_inference_steps": case.steps} if case.steps else {}), **options)
         last = adapter.end(scheduler) or identities(weights)
     else:
         last = identities(weights)
     return store.record(
-        weights, host=f"diffusers {version('diffusers')}", sampler=case.scheduler, options={**case.config, **case.options},
+        weights, host=f"diffusers {version('diffusers')}", sampler=case.scheduler,
+        options={**case.config, **case.options},
         steps=torch.tensor(levels), last=last,
     )  # fmt: skip
 

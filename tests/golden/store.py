@@ -23,12 +23,16 @@ def read(file: str) -> dict[str, dict[str, Any]]:
 
 
 def write(file: str, tables: dict[str, dict[str, Any]]) -> None:
-    lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(table, separators=(',', ':'))}" for name, table in sorted(tables.items()))
+    lines = ",\n".join(
+        f"{json.dumps(name)}: {json.dumps(table, separators=(',', ':'))}" for name, table in sorted(tables.items())
+    )
     (FOLDER / f"{file}.json").write_text("{\n" + lines + "\n}\n")
     read.cache_clear()
 
 
-def record(weights: Any, *, host: str, sampler: str, options: dict[str, Any], steps: Tensor, last: tuple[float, float]) -> dict[str, Any]:
+def record(
+    weights: Any, *, host: str, sampler: str, options: dict[str, Any], steps: Tensor, last: tuple[float, float]
+) -> dict[str, Any]:
     """A table as plain numbers; rows are cut after their last non-zero entry.
 
     Args:

@@ -1,7 +1,7 @@
 """diffusers' calling convention: `set_timesteps(...)`, then `step(model_output, t, sample)` for each of `timesteps`.
 
-Nothing here imports diffusers: a scheduler is whatever has that interface. Three things differ between its classes and are
-found out here: where a state is (alpha, sigma), what the network predicts, and what `step` wants besides.
+Nothing here imports diffusers: a scheduler is whatever has that interface. Three things differ between its classes and
+are found out here: where a state is (alpha, sigma), what the network predicts, and what `step` wants besides.
 """
 
 from __future__ import annotations
@@ -14,9 +14,17 @@ import torch
 from torch import Tensor
 
 from fewstep.errors import ArgumentError
-from fewstep.probe import Host, Script
+from fewstep.probe import Host
+from fewstep.script import Script
 
-_NAMES = {"sample": "x0", "original_sample": "x0", "v_prediction": "v", "flow_prediction": "flow", "epsilon": "epsilon", "trigflow": "flow"}
+_NAMES = {
+    "sample": "x0",
+    "original_sample": "x0",
+    "v_prediction": "v",
+    "flow_prediction": "flow",
+    "epsilon": "epsilon",
+    "trigflow": "flow",
+}
 
 
 def _config(scheduler: Any, name: str, default: Any = None) -> Any:
@@ -27,11 +35,13 @@ def _config(scheduler: Any, name: str, default: Any = None) -> Any:
 def is_flow(scheduler: Any) -> bool:
     """Whether its states are `(1 - s) x0 + s eps`."""
     flow_only = hasattr(scheduler, "scale_noise") or type(scheduler).__name__.startswith("LTXEuler")
-    return bool(flow_only or _config(scheduler, "use_flow_sigmas") or _config(scheduler, "prediction_type") == "flow_prediction")
+    return bool(
+        flow_only or _config(scheduler, "use_flow_sigmas") or _config(scheduler, "prediction_type") == "flow_prediction"
+    )
 
 
 def is_exploding(scheduler: Any) -> bool:
-    """Whether its states are `x0 + s eps` (Euler, Heun, LMS, KDPM2, the EDM classes): these shrink the network's input."""
+    """Whether its states are `x0 + s eps` (Euler, Heun, LMS, KDPM2, EDM): these shrink the network's input."""
     ancestral = ("Euler", "Heun", "KDPM2", "LMS", "DPMSolverSDE", "EDM", "CosineDPM", "CMStochastic")
     return not is_flow(scheduler) and type(scheduler).__name__.startswith(ancestral)
 
@@ -58,8 +68,8 @@ def _level(scheduler: Any, t: Tensor) -> float | None:
         return float(middle)
     between = getattr(scheduler, "sigmas_interpol", None)
     if between is not None and not scheduler.state_in_first_order:
-        ancestral = hasattr(scheduler, "sigmas_up")  # its list of stages is one entry longer at the front
-        return float(between[scheduler.step_index - ancestral])
+        ahead = int(hasattr(scheduler, "sigmas_up"))  # the ancestral class has one entry more at the front
+        return float(between[int(scheduler.step_index) - ahead])
     return float(scheduler.sigmas[scheduler.step_index])
 
 
@@ -75,11 +85,14 @@ def place(scheduler: Any, t: Tensor) -> tuple[float, float]:
         if scheduler.step_index is None:
             scheduler._init_step_index(t)
         return float(scheduler.alphas[scheduler.step_index]), float(scheduler.betas[scheduler.step_index])
-    raise ArgumentError(f"{type(scheduler).__name__} keeps neither sigmas nor alphas_cumprod: give place=, a function (scheduler, t) -> (alpha, sigma)")
+    raise ArgumentError(
+        f"{type(scheduler).__name__} keeps neither sigmas nor alphas_cumprod: "
+        "give place=, a function (scheduler, t) -> (alpha, sigma)"
+    )
 
 
 def _split(scheduler: Any, level: float) -> tuple[float, float]:
-    """alpha and sigma of a state at `level`, an entry of `sigmas`."""
+    """Alpha and sigma of a state at `level`, an entry of `sigmas`."""
     if is_flow(scheduler):
         return 1 - level, level
     if is_exploding(scheduler):
@@ -89,7 +102,7 @@ def _split(scheduler: Any, level: float) -> tuple[float, float]:
 
 
 def end(scheduler: Any) -> tuple[float, float] | None:
-    """alpha and sigma of the sample, where the scheduler keeps sigmas; None where it does not say."""
+    """Alpha and sigma of the sample, where the scheduler keeps sigmas; None where it does not say."""
     sigmas = getattr(scheduler, "sigmas", None)
     return _split(scheduler, float(sigmas[-1])) if isinstance(sigmas, Tensor) else None
 
@@ -117,10 +130,12 @@ def _edm_output(scheduler: Any, state: Tensor, x0: Tensor, sigma: float) -> Tens
 
 
 def upcast(scheduler: Any) -> None:
-    """Its float32 tables as float64 (the same numbers): what it computes from them is then exact to float64 where it lets."""
+    """Its float32 tables as float64 (the same numbers): what it computes from them is then exact, where it lets."""
     for name, value in vars(scheduler).items():
         if isinstance(value, Tensor) and value.dtype == torch.float32 and name != "timesteps":
             setattr(scheduler, name, value.double())
+    if hasattr(scheduler, "betas") and hasattr(scheduler, "alphas") and not hasattr(scheduler, "alphas_cumprod"):
+        scheduler.alphas = (1 - scheduler.betas**2).sqrt()  # iPNDM's pair, which must not part by rounding
 
 
 def _known(function: Any, options: dict[str, Any]) -> dict[str, Any]:
@@ -128,7 +143,27 @@ def _known(function: Any, options: dict[str, Any]) -> dict[str, Any]:
     return {name: options[name] for name in options if name in names}
 
 
-def host(scheduler: Any, steps: int | None = None, *, prediction: str | None = None, exact: bool = True, place: Any = place, **options: Any) -> Host:
+def training_steps(scheduler: Any) -> float:
+    """`num_train_timesteps`: what the time 1 of a flow model is told as."""
+    return float(_config(scheduler, "num_train_timesteps", 1000) or 1000)
+
+
+def prepared(scheduler: Any, steps: int | None = None, **options: Any) -> Any:
+    """A copy of the scheduler with its timesteps set."""
+    own = copy.deepcopy(scheduler)
+    own.set_timesteps(**({} if steps is None else {"num_inference_steps": steps}), **_known(own.set_timesteps, options))
+    return own
+
+
+def host(
+    scheduler: Any,
+    steps: int | None = None,
+    *,
+    prediction: str | None = None,
+    exact: bool = True,
+    place: Any = place,
+    **options: Any,
+) -> Host:
     """A scheduler as a host for `probe`; the state may be edited between its steps, so that stepwise weights come out.
 
     Args:
@@ -142,11 +177,13 @@ def host(scheduler: Any, steps: int | None = None, *, prediction: str | None = N
     for_times, for_step = _known(scheduler.set_timesteps, options), _known(scheduler.step, options)
     unknown = set(options) - set(for_times) - set(for_step)
     if unknown:
-        raise ArgumentError(f"{type(scheduler).__name__} has no option {', '.join(sorted(unknown))}: neither set_timesteps nor step takes it")
+        raise ArgumentError(
+            f"{type(scheduler).__name__} has no option {', '.join(sorted(unknown))}: "
+            "neither set_timesteps nor step takes it"
+        )
 
     def run(script: Script) -> Tensor:
-        own = copy.deepcopy(scheduler)
-        own.set_timesteps(**({} if steps is None else {"num_inference_steps": steps}), **for_times)
+        own = prepared(scheduler, steps, **for_times)
         if exact:
             upcast(own)
         if hasattr(own, "noise_sampler"):

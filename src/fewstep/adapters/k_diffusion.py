@@ -11,7 +11,8 @@ from typing import Any
 
 from torch import Tensor
 
-from fewstep.probe import Host, Script
+from fewstep.probe import Host
+from fewstep.script import Script
 
 
 def takes(function: Callable[..., Any], name: str) -> bool:
