@@ -17,6 +17,8 @@ from fewstep.report.style import INK, SERIES, new_figure, png_of, style
 from fewstep.search.ays import descend
 
 OUT = Path(__file__).parent / "assets" / "tables"
+HELP = OUT.parent / "cli"
+COMMANDS = ("optimize", "sample", "compare", "show", "export", "models", "solvers", "times")
 NOISE = EDM()
 CALLS = 6
 
@@ -44,11 +46,15 @@ STEPS = {"dpm_solver_2": 3, "heun": 3, "heun_churn": 3, "dpm_2": 3, "pndm": 4, "
 """Steps where one step is more than one call."""
 
 
+def table_of(name: str) -> fs.Tableau:
+    """The table of one entry of TABLES."""
+    return TABLES[name](fs.times.karras(NOISE, STEPS.get(name, CALLS))).tabulate(NOISE)
+
+
 def draw_tables() -> None:
     """One picture and one text per solver."""
-    for name, solver in TABLES.items():
-        times = fs.times.karras(NOISE, STEPS.get(name, CALLS))
-        table = solver(times).tabulate(NOISE)
+    for name in TABLES:
+        table = table_of(name)
         (OUT / f"{name}.png").write_bytes(png_of(table.plot(), dpi=110))
         (OUT / f"{name}.txt").write_text(f"{table}\n", encoding="utf-8")
 
@@ -82,22 +88,48 @@ def draw_u_shape(c: float = 0.5, n: int = 10) -> None:
     with style():
         figure = new_figure(7.0, 3.0)
         axis = figure.subplots()
-        for values, label, colour in ((bound, "KLUB (what is minimised)", INK), (errors, "KL of DDIM's result", SERIES[0])):
-            axis.plot(range(len(way)), [v / values[0] for v in values], color=colour, linewidth=1.6)
-            axis.annotate(label, (len(way) - 1, values[-1] / values[0]), (6, 0), textcoords="offset points", color=colour, va="center")
+        for values, text, colour in (
+            (bound, "KLUB (what is minimised)", INK),
+            (errors, "KL of DDIM's result", SERIES[0]),
+        ):
+            relative = [v / values[0] for v in values]
+            axis.plot(range(len(way)), relative, color=colour, linewidth=1.6)
+            end = (len(way) - 1, relative[-1])
+            axis.annotate(text, end, (6, 0), textcoords="offset points", color=colour, va="center")
         best = min(range(len(way)), key=errors.__getitem__)
         axis.plot(best, errors[best] / errors[0], "o", color=SERIES[0], markeredgecolor="white")
         axis.set_yscale("log")
         axis.set_xlabel("sweeps of coordinate descent")
-        axis.set_title(f"Gaussian data (c = {c}), {n} steps from EDM's grid, relative to the start", fontweight="normal")
+        axis.set_title(f"Gaussian data, c = {c}: {n} steps from EDM's grid, relative to the start", fontweight="normal")
     (OUT / "ays_ushape.png").write_bytes(png_of(figure, dpi=110))
-    print(f"KLUB {bound[0]:.4g} -> {bound[-1]:.4g}; KL of DDIM {errors[0]:.4g} -> {min(errors):.4g} at sweep {best} -> {errors[-1]:.4g}")
+    ends = f"KL of DDIM {errors[0]:.4g} -> {errors[best]:.4g} at sweep {best} -> {errors[-1]:.4g}"
+    print(f"KLUB {bound[0]:.4g} -> {bound[-1]:.4g}; {ends}")
     assert math.isfinite(bound[-1])
+
+
+def help_text(command: str) -> str:
+    """What `fewstep COMMAND --help` prints, 100 columns wide and without colours."""
+    from typer.testing import CliRunner
+
+    from fewstep.cli import app
+
+    result = CliRunner().invoke(
+        app, [command, "--help"], prog_name="fewstep", env={"COLUMNS": "100", "TERM": "dumb", "NO_COLOR": "1"}
+    )
+    return "\n".join(line.rstrip() for line in result.output.strip("\n").splitlines()) + "\n"
+
+
+def write_help() -> None:
+    """One text per command."""
+    HELP.mkdir(parents=True, exist_ok=True)
+    for command in COMMANDS:
+        (HELP / f"{command}.txt").write_text(help_text(command), encoding="utf-8")
 
 
 def main() -> None:
     """All of them."""
     OUT.mkdir(parents=True, exist_ok=True)
+    write_help()
     draw_tables()
     draw_grids()
     draw_u_shape()

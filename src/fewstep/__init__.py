@@ -37,6 +37,7 @@ _FROM = {
     "Denoiser": "denoiser", "from_callable": "denoiser", "load": "models", "NoiseSchedule": "noise", "Found": "optimize",
     "optimize": "optimize", "CalibrationSeeds": "randomness", "ReportSeeds": "randomness", "SelectionSeeds": "randomness",
     "SolverSchedule": "rules", "Step": "rules", "sample": "sampling", "trajectory": "sampling", "Tableau": "tableau",
+    "from_sampler": "trace",
 }  # fmt: skip
 _MODULES = ("metrics", "noise", "problems", "search", "solvers", "times")
 
