@@ -104,14 +104,20 @@ def test_files_are_short() -> None:
     assert not too_long, f"files over {LONGEST_FILE} lines: {too_long}"
 
 
+def length(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Lines of a function without its docstring, which may be as long as it is useful."""
+    first = node.body[0]
+    documented = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant)
+    docstring = (first.end_lineno or first.lineno) - first.lineno + 1 if documented else 0
+    return (node.end_lineno or node.lineno) - node.lineno + 1 - docstring
+
+
 def test_functions_are_short() -> None:
     too_long = [
-        f"{name(path)}:{node.lineno} {node.name} {node.end_lineno - node.lineno + 1}"
+        f"{name(path)}:{node.lineno} {node.name} {length(node)}"
         for path in FILES
         for node in ast.walk(tree(path))
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
-        and node.end_lineno is not None
-        and node.end_lineno - node.lineno + 1 > LONGEST_FUNCTION
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and length(node) > LONGEST_FUNCTION
     ]
     assert not too_long, f"functions over {LONGEST_FUNCTION} lines: {too_long}"
 
