@@ -29,7 +29,7 @@ from fewstep.models import default_condition
 from fewstep.progress import Event, Report, silent
 from fewstep.randomness import ReportSeeds
 from fewstep.sampling import sample
-from fewstep.search.teacher import Teacher
+from fewstep.search.teacher import CALLS, Teacher, reference_schedule
 
 if TYPE_CHECKING:
     from fewstep.denoiser import Denoiser
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from fewstep.noise import NoiseSchedule
     from fewstep.tableau import Tableau
 
-TEACHER_CALLS = 64
 FEWEST = 48  # samples for a Fréchet distance with its error
 FORMAT = 1  # of a cell's record; part of its key
 
@@ -79,9 +78,9 @@ class Row:
         return asdict(self)
 
 
-def teacher(model: Denoiser, *, calls: int = TEACHER_CALLS, cache: str | Path | None = None) -> Teacher:
-    """End points of a deterministic reference run of `calls` calls, DPM-Solver++(3M) on equal steps of log-SNR."""
-    tableau = solvers.dpmpp_3m(times.logsnr(model.noise, calls)).tabulate(model.noise)
+def teacher(model: Denoiser, *, calls: int = CALLS, cache: str | Path | None = None) -> Teacher:
+    """End points of a deterministic reference run of `calls` calls, under the default conditions."""
+    tableau = reference_schedule(model.noise, calls).tabulate(model.noise)
     return Teacher(model, tableau, condition=lambda seeds: default_condition(model, seeds), cache=cache)
 
 
@@ -239,7 +238,7 @@ def compare(
     """
     ReportSeeds.require(seeds, "seeds")
     _check_count(seeds, judge)
-    kept = results or Results(None)
+    kept = Results(None) if results is None else results
     work = sum(c.tableau.nfe for c in cells if c.tableau is not None)
     done, best = 0, ""
     least = math.inf

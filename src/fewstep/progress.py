@@ -48,26 +48,27 @@ class PlainReport:
 
     def __init__(self, stream: TextIO, every: float = PLAIN_EVERY, clock: Callable[[], float] = time.monotonic) -> None:
         self.stream, self.every, self.clock = stream, every, clock
-        self.stage, self.started, self.printed = "", 0.0, 0.0
+        self.stage, self.printed = "", 0.0
+        self.since: tuple[float, float] = (0.0, 0.0)  # when the stage was entered, and how much was done then
 
     def __call__(self, event: Event) -> None:
         """Print the event, unless it is too soon."""
         now = self.clock()
         if event.stage != self.stage:
-            self.stage, self.started = event.stage, now
+            self.stage, self.since = event.stage, (now, event.done)
         elif not event.finished and now - self.printed < self.every:
             return
         self.printed = now
-        print(self.line(event, now - self.started), file=self.stream, flush=True)
+        print(self.line(event, now), file=self.stream, flush=True)
 
-    @staticmethod
-    def line(event: Event, elapsed: float) -> str:
-        """One event in words."""
+    def line(self, event: Event, now: float) -> str:
+        """One event in words; the time left follows from the pace since the stage was last entered."""
+        elapsed, done = now - self.since[0], event.done - self.since[1]
         parts = [event.stage]
         if event.total:
             parts.append(f"{100 * event.done / event.total:.0f} %")
-            if 0 < event.done < event.total:
-                parts.append(f"{seconds_in_words(elapsed * (event.total - event.done) / event.done)} left")
+            if done > 0 and elapsed > 0 and not event.finished:
+                parts.append(f"{seconds_in_words(elapsed * (event.total - event.done) / done)} left")
         elif event.done:
             parts.append(f"{event.done:g} done")
         if event.best:

@@ -158,7 +158,17 @@ def quality_figure(series: Sequence[Series], *, judge: str, xlabel: str = "netwo
                     capsize=2.5,
                     elinewidth=1.1,
                 )
-            ends.append((s.value[-1], s.label, colour))
+            if len(s.x) == 1 and s.role != "teacher":
+                at = {
+                    "xycoords": "data",
+                    "xytext": (8, 0),
+                    "textcoords": "offset points",
+                    "va": "center",
+                    "fontsize": 8.5,
+                }
+                axis.annotate(s.label, (s.x[0], s.value[0]), color=colour, **at)
+            else:
+                ends.append((s.value[-1], s.label, colour))
         if min(values) > 0 and max(values) > 4 * min(values):
             axis.set_yscale("log")
             axis.yaxis.set_major_formatter(lambda v, _: f"{v:.3g}")
@@ -174,6 +184,8 @@ def quality_figure(series: Sequence[Series], *, judge: str, xlabel: str = "netwo
 
 def _label_ends(axis: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
     """Labels beside the right ends of the lines, moved apart so that none covers another."""
+    if not ends:
+        return
     axis.figure.canvas.draw()
     low, high = axis.transData.transform([(0, v) for v in axis.get_ylim()])[:, 1]
     height = high - low
@@ -198,7 +210,7 @@ def _label_ends(axis: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
 
 
 def scores_figure(candidates: Sequence[Candidate], *, judge: str, most: int = 24) -> Figure:
-    """All candidates by the score that selected (hollow), and by a score on fresh seeds (filled, one standard error).
+    """All candidates by the score that selected (hollow), and by a score on fresh seeds (filled).
 
     The shift from hollow to filled is the winner's curse: the best of many noisy scores is too good on average.
     """
@@ -237,7 +249,8 @@ def scores_figure(candidates: Sequence[Candidate], *, judge: str, most: int = 24
             axis.set_xscale("log")
             axis.xaxis.set_major_formatter(lambda v, _: f"{v:.3g}")
             axis.xaxis.set_minor_formatter(lambda v, _: f"{v:.3g}" if f"{v:e}"[0] in "25" else "")
-        axis.set_xlabel(f"{judge}, lower is better\nhollow: selection seeds; filled: fresh seeds ± one standard error")
+        bars = " ± one standard error" if any(c.fresh_error for c in shown) else ""
+        axis.set_xlabel(f"{judge}, lower is better\nhollow: selection seeds; filled: fresh seeds{bars}")
         axis.spines["left"].set_visible(False)
         axis.tick_params(axis="y", length=0)
     return figure

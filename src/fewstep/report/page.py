@@ -29,7 +29,8 @@ MOST_DRAWN = 24  # candidates
 class Entry:
     """One sampler on the page. `role` is before, after or teacher; `score` and `error` are on the fresh seeds.
 
-    `others` holds further judges: name -> (value, standard error or None).
+    `label` is short, `detail` says more (the solver, where the times come from). `others` holds
+    further judges: name -> (value, standard error or None).
     """
 
     label: str
@@ -39,6 +40,7 @@ class Entry:
     samples: Tensor | None = None
     score: float | None = None
     error: float | None = None
+    detail: str = ""
     others: Mapping[str, tuple[float, float | None]] = field(default_factory=dict[str, tuple[float, float | None]])
 
 
@@ -56,7 +58,8 @@ class Page:
     """All that a report shows. Empty parts are left out.
 
     `judge` names the score of the entries ("Fréchet distance, 5,000 samples"), `selected_by` the one that chose.
-    `facts` is provenance: seeds, digests, versions.
+    `series_judge` names the score of the lines where it is another, `series_note` explains them.
+    `trials` is the table of everything that was scored, its header first. `facts` is provenance: seeds, versions.
     """
 
     model: str
@@ -66,7 +69,10 @@ class Page:
     entries: Sequence[Entry]
     selected_by: str = ""
     series: Sequence[Series] = ()
+    series_judge: str = ""
+    series_note: str = ""
     candidates: Sequence[Candidate] = ()
+    trials: Sequence[Sequence[str]] = ()
     costs: Sequence[Cost] = ()
     schedule_file: str = "schedule.json"
     samples_note: str = ""
@@ -116,17 +122,17 @@ def verdict(before: Entry, after: Entry) -> str:
 
 def _head(page: Page) -> str:
     before, after = page.entry("before"), page.entry("after")
-    cards = [
-        _card(e.role, with_error(e.score, e.error), f"{e.label}, {e.nfe} calls")
-        for e in page.entries
-        if e.score is not None
-    ]
+    cards = [_card(e.role, with_error(e.score, e.error), _described(e)) for e in page.entries if e.score is not None]
     if page.costs:
         calls, seconds = sum(c.calls for c in page.costs), sum(c.seconds for c in page.costs)
-        cards.append(_card("", f"{calls:,}", f"network calls to find it, {_seconds(seconds)}"))
+        cards.append(_card("", f"{calls:,}", f"network calls in all, {_seconds(seconds)}"))
     lead = f'<p class="lead">{escape(verdict(before, after))}</p>' if before and after else ""
     judge = f'<p class="note">{escape(page.judge)}, lower is better. Method: {escape(page.method)}.</p>'
     return f'<h1>{escape(page.title)}</h1>\n{lead}\n<div class="cards">{"".join(cards)}</div>\n{judge}'
+
+
+def _described(entry: Entry) -> str:
+    return f"{entry.label}, {entry.nfe} calls" + (f": {entry.detail}" if entry.detail else "")
 
 
 def _card(role: str, number: str, text: str) -> str:
@@ -154,17 +160,17 @@ def _samples(page: Page) -> str:
 def _picture(entry: Entry, samples: Tensor) -> str:
     data = base64.b64encode(images.png(images.image_grid(samples, gap=1))).decode("ascii")
     label = escape(entry.label)
-    caption = f'<figcaption class="{entry.role}">{label} <small>{entry.nfe} calls</small></figcaption>'
+    more = escape(f"{entry.nfe} calls" + (f", {entry.detail}" if entry.detail else ""))
+    caption = f'<figcaption class="{entry.role}">{label} <small>{more}</small></figcaption>'
     return f'<figure>{caption}<img alt="samples of {label}" src="data:image/png;base64,{data}"></figure>'
 
 
 def _quality(page: Page) -> str:
     if not page.series:
         return ""
-    note = "<p>Bars are one standard error.</p>" if any(any(s.error) for s in page.series) else ""
-    return _section(
-        "Quality against network calls", note, _figure(figures.quality_figure(page.series, judge=page.judge))
-    )
+    bars = "Bars are one standard error. " if any(any(s.error) for s in page.series) else ""
+    figure = figures.quality_figure(page.series, judge=page.series_judge or page.judge)
+    return _section("Quality against network calls", f"<p>{bars}{escape(page.series_note)}</p>", _figure(figure))
 
 
 def _times(page: Page) -> str:
@@ -194,13 +200,18 @@ def _candidates(page: Page) -> str:
         return ""
     judge = page.selected_by or page.judge
     note = (
-        f"<p>Every candidate on the seeds that selected (by {escape(judge)}), and the finalists on fresh ones. "
+        f"<p>The last round on the seeds that selected (by {escape(judge)}), and the finalists on fresh ones. "
         "The best of many noisy scores is too good on average; the distance of the two marks shows by how much.</p>"
     )
-    rest = len(page.candidates) - MOST_DRAWN
-    more = f'<p class="note">{rest} worse ones are not drawn.</p>' if rest > 0 else ""
     figure = figures.scores_figure(page.candidates, judge=judge, most=MOST_DRAWN)
-    return _section("Candidates", note, _figure(figure), more)
+    return _section("Candidates", note, _figure(figure), _trials(page.trials))
+
+
+def _trials(trials: Sequence[Sequence[str]]) -> str:
+    if len(trials) < 2:
+        return ""
+    summary = f"All {len(trials) - 1} candidates, by number of samples (only scores in one column can be compared)"
+    return f"<details><summary>{summary}</summary>{_rows(trials[0], trials[1:])}</details>"
 
 
 def _others(page: Page) -> str:
@@ -208,7 +219,8 @@ def _others(page: Page) -> str:
     names = list(dict.fromkeys(name for e in page.entries for name in e.others))
     if not names:
         return ""
-    rows = [(e.label, *(with_error(*e.others.get(n, (math.nan, None))) for n in names)) for e in page.entries]
+    told = [e for e in page.entries if e.others]
+    rows = [(e.label, *(with_error(*e.others.get(n, (math.nan, None))) for n in names)) for e in told]
     return _section("Other judges", "<p>Judges disagree; none of these selected.</p>", _rows(("", *names), rows))
 
 
@@ -247,7 +259,7 @@ def _rows(header: Iterable[str], rows: Iterable[Iterable[str]], total: Iterable[
     cells = lambda row, tag: "".join(f"<{tag}>{escape(c)}</{tag}>" for c in row)  # noqa: E731
     body = "".join(f"<tr>{cells(r, 'td')}</tr>" for r in rows)
     last = f'<tr class="sum">{cells(total, "td")}</tr>' if total else ""
-    return f'<div class="wide"><table><tr>{cells(header, "th")}</tr>{body}{last}</table></div>'
+    return f'<div class="wide"><table class="loose"><tr>{cells(header, "th")}</tr>{body}{last}</table></div>'
 
 
 def _figure(figure: Figure) -> str:
