@@ -1,4 +1,4 @@
-"""Few-step samplers for pretrained diffusion and flow models: find the best one for your network, save it, run it anywhere.
+"""Few-step samplers for pretrained diffusion and flow models: find the best for your network, save it, run it.
 
 The public face. Names are loaded when they are first used, so that importing the package costs nothing.
 """
@@ -34,10 +34,10 @@ if TYPE_CHECKING:
     from fewstep.trace import from_sampler as from_sampler
 
 _FROM = {
-    "Denoiser": "denoiser", "from_callable": "denoiser", "load": "models", "NoiseSchedule": "noise", "Found": "optimize",
-    "optimize": "optimize", "CalibrationSeeds": "randomness", "ReportSeeds": "randomness", "SelectionSeeds": "randomness",
-    "SolverSchedule": "rules", "Step": "rules", "sample": "sampling", "trajectory": "sampling", "Tableau": "tableau",
-    "from_sampler": "trace",
+    "Denoiser": "denoiser", "from_callable": "denoiser", "load": "models", "NoiseSchedule": "noise",
+    "Found": "optimize", "optimize": "optimize", "CalibrationSeeds": "randomness", "ReportSeeds": "randomness",
+    "SelectionSeeds": "randomness", "SolverSchedule": "rules", "Step": "rules", "sample": "sampling",
+    "trajectory": "sampling", "Tableau": "tableau", "from_sampler": "trace",
 }  # fmt: skip
 _MODULES = ("metrics", "noise", "problems", "search", "solvers", "times")
 

@@ -59,7 +59,7 @@ def _taylor(b: Builder, form: Form, step: Step, sets: Active, start: Point, t: P
 
 
 def _usable(b: Builder, step: Step, start: Point, t: Place, note: str) -> tuple[int, Step, Active, str]:
-    """The order that can be used here, the step as lowered, the active points of its derivatives, and the note for `print`."""
+    """The order that can be used here, the step as lowered, its derivatives' active points, the note for `print`."""
     if step.basis == "noise" and start.place.pure:
         lowered = step.order > 1 or step.weights is not None
         why = f"order {step.order} lowered to 1: the interval begins at alpha = 0" if lowered else ""
@@ -104,7 +104,8 @@ def correct(b: Builder, step: Step, t: Place, noise_term: Form) -> None:
     start = b.history[step.start - 1]
     sets = corrector_points(step, len(b.history) - 1)
     corrector = replace(
-        step, order=len(sets) + 1, active=sets, start=step.start - 1, corrector=None, scaling=step.corrector_scaling, second=1.0,
+        step, order=len(sets) + 1, active=sets, start=step.start - 1, corrector=None, scaling=step.corrector_scaling,
+        second=1.0,
     )  # fmt: skip
     draws = b.draws
     form, note, own = mixture(b, corrector, start, t, "")

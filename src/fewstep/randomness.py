@@ -1,7 +1,7 @@
 """One seed per sample, so that no result depends on how a batch was split; and three kinds of seeds that never mix.
 
-Noise is drawn on the CPU from a generator that is seeded by (seed, stream): stream 0 is the start, stream m + 1 is noise
-column m of a table. The same sample therefore has the same noise in any batch, on any device, after any retry.
+Noise is drawn on the CPU from a generator that is seeded by (seed, stream): stream 0 is the start, stream m + 1 is
+noise column m of a table. The same sample therefore has the same noise in any batch, on any device, after any retry.
 """
 
 from __future__ import annotations
@@ -81,7 +81,8 @@ class Seeds(Sequence[int]):
         """
         if not isinstance(seeds, cls):
             raise SeedsError(
-                f"{argument} must be {cls.__name__}, not {type(seeds).__name__}: {cls.kind} seeds must not be used for anything else"
+                f"{argument} must be {cls.__name__}, not {type(seeds).__name__}: {cls.kind} seeds must not be used for "
+                "anything else"
             )
         return seeds
 

@@ -217,7 +217,8 @@ class _Run(NamedTuple):
             draw = lambda m: unit_noise(seeds, shape, m + 1)  # noqa: E731
         condition = pytree.tree_map(lambda leaf: leaf[rows] if isinstance(leaf, Tensor) else leaf, self.condition)
         points = trajectory(
-            self.denoiser, self.tableau, start, condition=condition, noise=draw, accumulate=self.accumulate, checkpoint=self.checkpoint,
+            self.denoiser, self.tableau, start, condition=condition, noise=draw, accumulate=self.accumulate,
+            checkpoint=self.checkpoint,
         )  # fmt: skip
         last = self.tableau.rows - 1
         for point in points:
@@ -263,5 +264,6 @@ def _check_family(denoiser: Any, tableau: Tableau) -> None:
     theirs = getattr(denoiser, "noise", None)
     if tableau.noise is not None and theirs is not None and tableau.noise != theirs:
         raise ArgumentError(
-            f"the table was made for {tableau.noise!r}, the network uses {theirs!r}: tabulate the solver schedule with the network's own noise schedule"
+            f"the table was made for {tableau.noise!r}, the network uses {theirs!r}: tabulate the solver schedule with "
+            "the network's own noise schedule"
         )

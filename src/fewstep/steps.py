@@ -109,7 +109,8 @@ class Step:
         require(self.basis in BASES, f"basis={self.basis!r}: choose one of {', '.join(BASES)}")
         require(
             self.basis != "v3",
-            "basis='v3' needs the network's DPM-Solver-v3 statistics, which this version cannot compute: use 'data' or 'noise'",
+            "basis='v3' needs the network's DPM-Solver-v3 statistics, which this version cannot compute: use 'data' or "
+            "'noise'",
         )
         require(self.variable in VARIABLES, f"variable={self.variable!r}: choose one of {', '.join(VARIABLES)}")
         require(
@@ -136,12 +137,14 @@ class Step:
         if self.active is not None:
             require(
                 len(self.active) == self.order - 1,
-                f"active needs one set of points for each of the {self.order - 1} derivatives of order {self.order}, got {len(self.active)}",
+                f"active needs one set of points for each of the {self.order - 1} derivatives of order {self.order}, "
+                f"got {len(self.active)}",
             )
             for k, points in enumerate(self.active, 1):
                 require(
                     len(points) >= k and len(set(points)) == len(points) and self.start not in points,
-                    f"derivative {k} needs at least {k} distinct points other than the start {self.start}, got {points}",
+                    f"derivative {k} needs at least {k} distinct points other than the start {self.start}, got "
+                    f"{points}",
                 )
 
     @property

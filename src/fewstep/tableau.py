@@ -13,7 +13,7 @@ import json
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -55,11 +55,12 @@ class Tableau:
     times: Tensor
     alpha: Tensor
     sigma: Tensor
-    model_times: Tensor = cast("Tensor", None)  # None is filled in below, so that nobody else has to ask
-    C: Tensor = cast("Tensor", None)
-    K: Tensor = cast("Tensor", None)
+    # None is filled in below, so that nobody else has to ask.
+    model_times: Tensor = None  # pyright: ignore[reportAssignmentType]
+    C: Tensor = None  # pyright: ignore[reportAssignmentType]
+    K: Tensor = None  # pyright: ignore[reportAssignmentType]
     constants: tuple[Tensor, ...] = ()
-    evaluated: tuple[bool, ...] = cast("tuple[bool, ...]", None)
+    evaluated: tuple[bool, ...] = None  # pyright: ignore[reportAssignmentType]
     channels: int = 1
     noise: NoiseSchedule | None = None
     schedule: SolverSchedule | None = None
@@ -101,7 +102,7 @@ class Tableau:
 
     @cached_property
     def expanded(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Every row over the start, the outputs, the noise and the constants: `(a [S,..], B, C, K)` with A eliminated."""
+        """Every row over start, outputs, noise and constants: `(a [S,..], B, C, K)` with A eliminated."""
         tail = torch.broadcast_shapes(*(m.shape[2:] for m in (self.A, self.B, self.C, self.K)))
         width = 1 + self.B.shape[1] + self.C.shape[1] + self.K.shape[1]
 
@@ -176,11 +177,11 @@ class Tableau:
         return terms.amax(1)
 
     def isclose(self, other: Tableau, tolerance: float = TOLERANCE) -> bool:
-        """Whether both are the same sampler: equal canonical forms, elementwise, relative to 1 or the row's largest entry."""
+        """Whether both are the same sampler: canonical forms equal elementwise, relative to 1 or the row's largest."""
         return self.difference(other) <= tolerance
 
     def difference(self, other: Tableau) -> float:
-        """Largest elementwise difference of the canonical forms, relative to each row's largest entry; inf if they differ in shape."""
+        """Largest difference of the canonical forms, relative to each row's largest entry; inf for unequal shapes."""
         one, two = self.unrolled(), other.unrolled()
         if (
             one.evaluated != two.evaluated
@@ -248,7 +249,7 @@ class Tableau:
         return tableau_figure(self)
 
     def save(self, path: str | Path) -> None:
-        """Write versioned JSON (floats exact), and a safetensors file beside it if there are tensors; all or nothing."""
+        """Write versioned JSON (floats exact), and any tensors to a safetensors file beside it; all or nothing."""
         from fewstep import tableau_file
 
         tableau_file.save(self, Path(path))

@@ -22,7 +22,8 @@ def check_shapes(t: Tableau) -> None:
         shape = tuple(getattr(t, name).shape)
         if len(shape) < 2 or shape[0] != rows or (width is not None and shape[1] != width):
             raise TableauError(
-                f"{name} has shape {shape}; {rows} states with {t.channels} output channel(s) and {len(t.constants)} constants need [{rows}, {'M' if width is None else width}]"
+                f"{name} has shape {shape}; {rows} states with {t.channels} output channel(s) and {len(t.constants)} "
+                f"constants need [{rows}, {'M' if width is None else width}]"
             )
     for name in ("model_times", "alpha", "sigma"):
         if getattr(t, name).shape != (rows,):
@@ -46,7 +47,8 @@ def check_numbers(t: Tableau) -> None:
         for i, column in occupied(getattr(t, name)).nonzero().tolist():
             if column // per >= i:
                 raise TableauError(
-                    f"row {i} reads {what} {column // per}, which does not exist yet ({name}[{i},{column}]): weights must lie below the diagonal"
+                    f"row {i} reads {what} {column // per}, which does not exist yet ({name}[{i},{column}]): weights "
+                    "must lie below the diagonal"
                 )
 
 

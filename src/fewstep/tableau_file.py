@@ -1,4 +1,4 @@
-"""The file of a table: versioned JSON with every float64 as `repr` writes it; tensors in a safetensors file beside it."""
+"""The file of a table: versioned JSON, every float64 as `repr` writes it; tensors in a safetensors file beside it."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def _tensors(t: Tableau) -> dict[str, Tensor]:
 
 
 def save(t: Tableau, path: Path) -> None:
-    """Write the record to `path`, tensors (if any) to `path` with the suffix .safetensors; each file whole or not at all."""
+    """Write the record to `path`, any tensors beside it with suffix .safetensors; each file whole or not at all."""
     from safetensors.torch import save as pack
 
     record, tensors = to_dict(t), _tensors(t)
@@ -130,10 +130,11 @@ def from_dict(record: dict[str, Any], tensors: dict[str, Tensor]) -> Tableau:
         noise = None if record["noise"] is None else noise_schedules.from_dict(record["noise"])
         schedule = None if record.get("schedule") is None else SolverSchedule.from_dict(record["schedule"])
         return Tableau(
-            A=matrices["A"], B=matrices["B"], C=matrices["C"], K=matrices["K"], times=vectors["time"], alpha=vectors["alpha"],
-            sigma=vectors["sigma"], model_times=told, constants=constants, evaluated=tuple(bool(r["evaluated"]) for r in rows),
-            channels=channels, noise=noise, schedule=schedule, expected=tuple(record.get("expected", ())),
-            notes=tuple(str(r.get("note", "")) for r in rows), name=str(record.get("name", "")), meta=dict(record.get("meta") or {}),
+            A=matrices["A"], B=matrices["B"], C=matrices["C"], K=matrices["K"], times=vectors["time"],
+            alpha=vectors["alpha"], sigma=vectors["sigma"], model_times=told, constants=constants,
+            evaluated=tuple(bool(r["evaluated"]) for r in rows), channels=channels, noise=noise, schedule=schedule,
+            expected=tuple(record.get("expected", ())), notes=tuple(str(r.get("note", "")) for r in rows),
+            name=str(record.get("name", "")), meta=dict(record.get("meta") or {}),
         )  # fmt: skip
     except (KeyError, TypeError, AttributeError) as error:
         raise FileFormatError(f"damaged table: {type(error).__name__} {error}; save it again") from error
@@ -154,11 +155,13 @@ def _matrix(rows: list[dict[str, Any]], key: str, width: int) -> Tensor:
         for j, weight in row.get(key, {}).items():
             if not str(j).isdigit() or int(j) >= width:
                 raise TableauError(
-                    f"row {i}, column {j} of {key!r} lies outside the table ({width} columns): the file is damaged, save it again"
+                    f"row {i}, column {j} of {key!r} lies outside the table ({width} columns): the file is damaged, "
+                    "save it again"
                 )
             if not _number(weight):
                 raise TableauError(
-                    f"row {i}, column {j} of {key!r} is {weight!r}, not a finite number: the file is damaged, save it again"
+                    f"row {i}, column {j} of {key!r} is {weight!r}, not a finite number: the file is damaged, save it "
+                    "again"
                 )
             matrix[i, int(j)] = weight
     return matrix

@@ -132,7 +132,7 @@ def _data_move(step: Step, s: Place, t: Place, order: int, noise: NoiseSchedule)
 
 
 def _er_sde_moments(s: Place, t: Place, order: int) -> list[Scalar]:
-    """`(rho_t - rho_s)^k / k! + f(rho_t) int_{rho_t}^{rho_s} (rho - rho_s)^{k-1} / ((k-1)! f(rho)) drho`, in log rho."""
+    """`(rho_t - rho_s)^k / k! + f(rho_t) int_{rho_t}^{rho_s} (rho - rho_s)^{k-1} / ((k-1)! f(rho)) drho`."""
     x, w = gauss_legendre(QUADRATURE_POINTS)
     low, high = _tensor(t.rho), _tensor(s.rho)
     width = high.log() - low.log()
@@ -189,7 +189,7 @@ def _time_moments(s: Place, t: Place, order: int, noise: NoiseSchedule) -> list[
 
 
 def _velocity_move(step: Step, s: Place, t: Place, order: int, noise: NoiseSchedule) -> Move:
-    """Velocity basis: on the straight path `x / (alpha + sigma)` over `u = sigma / (alpha + sigma)`; finite at both ends."""
+    """Velocity: the straight path `x / (alpha + sigma)` over `u = sigma / (alpha + sigma)`, finite at its ends."""
     gain = t.alpha + t.sigma
     base = gain / (s.alpha + s.sigma)
     d = t.coordinate("flow") - s.coordinate("flow")

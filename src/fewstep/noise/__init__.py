@@ -1,9 +1,10 @@
 """Noise schedules: `x_t = alpha(t) x_0 + sigma(t) eps`.
 
-A schedule is a small frozen value that knows its own time unit (seconds of a VP process, the integer index of a discrete
-one, sigma itself for EDM). Every function takes a float or a float64 tensor and returns float64 tensors on the CPU,
-whatever the user's default device or dtype, and is differentiable in the time. `lam` is half the log signal-to-noise
-ratio, `log(alpha / sigma)`: plus infinity at the clean end, minus infinity where alpha is 0 (flow models).
+A schedule is a small frozen value that knows its own time unit (seconds of a VP process, the integer index of a
+discrete one, sigma itself for EDM). Every function takes a float or a float64 tensor and returns float64 tensors on the
+CPU, whatever the user's default device or dtype, and is differentiable in the time. `lam` is half the log
+signal-to-noise ratio, `log(alpha / sigma)`: plus infinity at the clean end, minus infinity where alpha is 0 (flow
+models).
 """
 
 from __future__ import annotations

@@ -150,7 +150,8 @@ def _fast_calls(n: int) -> int:
 
 __all__ = [
     "DETERMINISTIC", "NAMES", "STOCHASTIC", "Solver", "adams_bashforth", "calls", "ddim", "ddpm", "deis", "dpm_2",
-    "dpm_2_ancestral", "dpm_solver_1", "dpm_solver_2", "dpm_solver_3", "dpm_solver_fast", "dpmpp_1", "dpmpp_2m", "dpmpp_2s",
-    "dpmpp_2s_ancestral", "dpmpp_3m", "dpmpp_sde", "er_sde", "era_calibrated", "euler", "euler_ancestral", "get", "heun", "ipndm", "lms", "pndm",
-    "restart", "sa_solver", "sde_dpmpp_1", "sde_dpmpp_2m", "sde_dpmpp_3m", "unip", "unipc",
+    "dpm_2_ancestral", "dpm_solver_1", "dpm_solver_2", "dpm_solver_3", "dpm_solver_fast", "dpmpp_1", "dpmpp_2m",
+    "dpmpp_2s", "dpmpp_2s_ancestral", "dpmpp_3m", "dpmpp_sde", "er_sde", "era_calibrated", "euler", "euler_ancestral",
+    "get", "heun", "ipndm", "lms", "pndm", "restart", "sa_solver", "sde_dpmpp_1", "sde_dpmpp_2m", "sde_dpmpp_3m",
+    "unip", "unipc",
 ]  # fmt: skip

@@ -25,15 +25,16 @@ IMPLICIT_ADAMS = (9 / 24, 19 / 24, -5 / 24, 1 / 24)
 
 
 def era_calibrated(
-    times: Tensor, denoiser: Denoiser, *, seeds: CalibrationSeeds, order: int = 4, scale: float | None = None, condition: Any = None,
+    times: Tensor, denoiser: Denoiser, *, seeds: CalibrationSeeds, order: int = 4, scale: float | None = None,
+    condition: Any = None,
 ) -> SolverSchedule:  # fmt: skip
-    """ERA-Solver (Li et al. 2023) frozen into a table: the bases are chosen once, by the error measured on calibration seeds.
+    """ERA-Solver (Li et al. 2023) as a table: its bases are chosen once, by the error measured on calibration seeds.
 
     At step i the noise at the next time is predicted by Lagrange interpolation in time through `order` of the observed
-    noises, and used in the implicit Adams formula. Which ones: positions `floor((m / order)^(error / scale) i)`, m = 1..
-    order, where `error` is the distance between the noise predicted for this step and the one then observed: a large
-    error spreads the bases over the past, a small one keeps to the newest. The original measures the error on the batch
-    that it is sampling; here it is measured once, so that the result is a table. The rule is reconstructed from
+    noises, and used in the implicit Adams formula. Which ones: positions `floor((m / order)^(error / scale) i)`, m = 1
+    to order, where `error` is the distance between the noise predicted for this step and the one then observed: a
+    large error spreads the bases over the past, a small one keeps to the newest. The original measures the error on the
+    batch that it is sampling; here it is measured once, so that the result is a table. The rule is reconstructed from
     secondary sources (the authors released no code), and the mean over samples is ours.
 
     Args:

@@ -27,7 +27,7 @@ def dpmpp_2m(
 
 
 def dpmpp_3m(times: Tensor, *, lower_order_final: bool = True) -> SolverSchedule:
-    """DPM-Solver++(3M) as its authors' code has it: half the second derivative, and midpoint steps where order 2 is used."""
+    """DPM-Solver++(3M) as its authors' code has it: half the second derivative, midpoint steps at order 2."""
     steps = [_third_order(o) for o in orders(intervals(times), 3, lower_order_final=lower_order_final)]
     return schedule("dpmpp_3m", DPMPP, times, steps)
 
@@ -75,7 +75,7 @@ def unipc(
 
 
 def deis(times: Tensor, *, order: int = 3, variant: Literal["tab", "rhoab", "lamab"] = "tab") -> SolverSchedule:
-    """DEIS (Zhang & Chen 2023): the noise as a polynomial in time ("tab"), in sigma / alpha ("rhoab"), or in its log ("lamab").
+    """DEIS (Zhang & Chen 2023): noise as a polynomial in time ("tab"), sigma / alpha ("rhoab") or its log ("lamab").
 
     "lamab" is the variant that diffusers calls logrho.
     """
@@ -83,14 +83,13 @@ def deis(times: Tensor, *, order: int = 3, variant: Literal["tab", "rhoab", "lam
     variables: dict[str, Variable] = {"tab": "time", "rhoab": "rho", "lamab": "lam"}
     if variant not in variables:
         raise ArgumentError(f"variant={variant!r}: choose one of {', '.join(variables)}")
-    steps = [
-        Step("noise", order=o, variable=variables[variant]) for o in orders(intervals(times), order, lower_order_final=False)
-    ]
+    chosen = orders(intervals(times), order, lower_order_final=False)
+    steps = [Step("noise", order=o, variable=variables[variant]) for o in chosen]
     return schedule(f"deis_{variant}", DEIS, times, steps)
 
 
 def adams_bashforth(times: Tensor, *, order: int = 4) -> SolverSchedule:
-    """The exact variable-step Adams-Bashforth method in sigma / alpha: what iPNDM_v means, and DEIS rhoAB of order up to 4."""
+    """Exact variable-step Adams-Bashforth in sigma / alpha: what iPNDM_v means, and DEIS rhoAB of order up to 4."""
     check_order(order, 4)
     steps = [Step("noise", order=o, variable="rho") for o in orders(intervals(times), order, lower_order_final=False)]
     return schedule("adams_bashforth", "Adams & Bashforth 1883; Zhang & Chen 2023 (rhoAB)", times, steps)
@@ -111,7 +110,7 @@ def _adams(positions: list[int], now: int, order: int) -> Step:
 
 
 def ipndm(times: Tensor, *, order: int = 4) -> SolverSchedule:
-    """iPNDM (Zhang & Chen 2023): the Adams-Bashforth weights of equal steps, on whatever times are given."""
+    """PNDM without its start, iPNDM (Zhang & Chen 2023): Adams-Bashforth weights of equal steps, whatever the times."""
     check_order(order, 4)
     steps = [_adams(list(range(i + 1)), i + 1, order) for i in range(intervals(times))]
     return schedule("ipndm", DEIS, times, steps)

@@ -18,8 +18,8 @@ CROWSON = "Katherine Crowson 2022, k-diffusion"
 
 
 def heun(
-    times: Tensor, *, churn: float = 0.0, churn_between: tuple[float, float] = (0.0, float("inf")), noise_scale: float = 1.0,
-    basis: Basis = "noise",
+    times: Tensor, *, churn: float = 0.0, churn_between: tuple[float, float] = (0.0, float("inf")),
+    noise_scale: float = 1.0, basis: Basis = "noise",
 ) -> SolverSchedule:  # fmt: skip
     """EDM's Heun with optional churn (Karras et al. 2022, Algorithms 1 and 2); Euler onto sigma = 0.
 
@@ -40,7 +40,7 @@ def dpm_2(
     churn_between: tuple[float, float] = (0.0, float("inf")),
     noise_scale: float = 1.0,
 ) -> SolverSchedule:
-    """k-diffusion's DPM-2: Euler to the log midpoint, then the whole interval with the noise found there (Karras et al. 2022, app. C)."""
+    """k-diffusion's DPM-2 (Karras et al. 2022, app. C): Euler to the log midpoint, then a step with the noise there."""
     moves: list[Move] = []
     for up in churned(times, churn, churn_between, noise_scale):
         moves += [
@@ -134,7 +134,8 @@ def restart(
 
     Args:
         times: the main grid.
-        back: `(low, high, steps, times over)` of each restart interval; it happens at the first main time at or below `low`.
+        back: `(low, high, steps, times over)` of each restart interval; it happens at the first main time at or below
+            `low`.
         rho: the restart intervals use EDM's polynomial grid between high and low.
     """
     moves: list[Move] = []
@@ -147,7 +148,8 @@ def restart(
             moves += _again(main[k + 1], *entry[1:], rho=rho)
     if waiting:
         raise ArgumentError(
-            f"restart interval {waiting[0]} lies below the last inner time {main[-2]:.4g}: give a larger low, or finer times"
+            f"restart interval {waiting[0]} lies below the last inner time {main[-2]:.4g}: give a larger low, or finer "
+            "times"
         )
     return schedule("restart", "Xu et al. 2023, Restart Sampling for Improving Generative Processes", times, moves)
 

@@ -43,8 +43,8 @@ def sde_dpmpp_3m(times: Tensor, *, tau: float = 1.0, noise_scale: float = 1.0) -
 
 
 def sa_solver(
-    times: Tensor, *, order: int = 3, corrector_order: int = 3, tau: float | Sequence[float] = 1.0, basis: Basis = "data",
-    lower_order_final: bool = True,
+    times: Tensor, *, order: int = 3, corrector_order: int = 3, tau: float | Sequence[float] = 1.0,
+    basis: Basis = "data", lower_order_final: bool = True,
 ) -> SolverSchedule:  # fmt: skip
     """SA-Solver (Xue et al. 2023, Algorithm 1): stochastic Adams predictor and corrector, one call a step.
 
@@ -72,13 +72,15 @@ def _adams_step(i: int, order: int, corrector_order: int, tau: float, basis: Bas
     """In the data basis two outputs use the authors' few-step rule `h^2 / 2`, which is UniPC's bh1."""
     few = "bh1" if basis == "data" else "none"
     return Step(
-        basis, order=order, tau=tau, scaling=few if order == 2 else "none", corrector="pseudo" if corrector_order >= 2 else None,
-        corrector_order=corrector_order if corrector_order >= 2 else None, corrector_scaling=few if corrector_order == 2 else "none",
+        basis, order=order, tau=tau, scaling=few if order == 2 else "none",
+        corrector="pseudo" if corrector_order >= 2 else None,
+        corrector_order=corrector_order if corrector_order >= 2 else None,
+        corrector_scaling=few if corrector_order == 2 else "none",
     )  # fmt: skip
 
 
 def er_sde(times: Tensor, *, order: int = 3, noise_scale: float = 1.0) -> SolverSchedule:
-    """ER-SDE-Solver (Cui et al. 2023, Algorithms 1 to 3) with its default noise function; integrals exact, not summed."""
+    """ER-SDE-Solver (Cui et al. 2023, Algorithms 1 to 3) with its default noise function and exact integrals."""
     check_order(order, 3)
     active = (None, ((-2,),), ((-2,), (-2, -3)))
     steps = [
