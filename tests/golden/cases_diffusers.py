@@ -188,7 +188,7 @@ CASES: dict[str, Case] = {
     "karras_ve": Case("KarrasVeScheduler", {"s_churn": 2.5, "s_noise": 1.0}, drive="karras_ve"),
     "score_sde_vp": Case("ScoreSdeVpScheduler", drive="score_sde_vp"),
 }
-for _name in ("ddim", "euler", "lms", "heun", "kdpm2", "dpm_multistep dpmsolver++ 2", "unipc bh2 data 2", "edm_dpm 2"):
+for _name in ("ddim", "euler", "lms", "heun", "dpm_multistep dpmsolver++ 2", "unipc bh2 data 2", "edm_dpm 2"):
     """As the host runs it, float32 tables and all; everything else has its tables raised to float64 first."""
     CASES[f"{_name} float32"] = Case(
         CASES[_name].scheduler, CASES[_name].config, CASES[_name].steps, {**CASES[_name].options}, "float32"

@@ -11,10 +11,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from fewstep.adapters import diffusers as adapter
 from fewstep.adapters import k_diffusion as kd_adapter
-from fewstep.probe import probe
+from fewstep.probe import Host, probe
+from fewstep.script import Script
 
 from . import cases_diffusers, store
 
@@ -45,6 +47,7 @@ K_DIFFUSION: dict[str, tuple[str, dict[str, Any]]] = {
     "dpmpp_sde": ("sample_dpmpp_sde", {}),
     "dpmpp_sde eta.5": ("sample_dpmpp_sde", {"eta": 0.5}),
     "dpmpp_sde eta0 r.3": ("sample_dpmpp_sde", {"eta": 0.0, "r": 0.3}),
+    "dpmpp_sde independent": ("sample_dpmpp_sde", {"noise_sampler": "independent"}),
     "dpmpp_2m": ("sample_dpmpp_2m", {}),
     "dpmpp_2m_sde": ("sample_dpmpp_2m_sde", {}),
     "dpmpp_2m_sde heun eta.5": ("sample_dpmpp_2m_sde", {"eta": 0.5, "solver_type": "heun"}),
@@ -67,10 +70,10 @@ def k_diffusion_sampling(path: str | None = None) -> Any:
         if package is None or package.origin is None:
             return None
         path = package.origin.replace("__init__.py", "sampling.py")
-    for name in ("torchdiffeq", "torchsde"):
-        if importlib.util.find_spec(name) is None:
-            sys.modules[name] = empty = types.ModuleType(name)
-            empty.__dict__["odeint"] = None
+    absent = [name for name in ("torchdiffeq", "torchsde") if importlib.util.find_spec(name) is None]
+    for name in absent:
+        sys.modules[name] = types.ModuleType(name)
+        sys.modules[name].__dict__["odeint"] = None
     parent, utils = types.ModuleType("k_diffusion_alone"), types.ModuleType("k_diffusion_alone.utils")
     parent.__path__ = []
     utils.__dict__["append_dims"] = lambda x, ndim: x[(...,) + (None,) * (ndim - x.ndim)]
@@ -80,6 +83,8 @@ def k_diffusion_sampling(path: str | None = None) -> Any:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    for name in absent:
+        del sys.modules[name]
     return module
 
 
@@ -95,12 +100,28 @@ def read_k_diffusion(sampling: Any, case: str) -> dict[str, Any]:
     name, grid = case.rsplit(" ", 1)
     function, options = K_DIFFUSION[name]
     sigmas = torch.tensor(GRIDS[grid], dtype=torch.float64)
-    weights = probe(kd_adapter.host(getattr(sampling, function), sigmas, **options))
+    weights = probe(_k_host(getattr(sampling, function), sigmas, options))
     return store.record(weights, sampler=function, options=options, steps=sigmas, last=(1.0, GRIDS[grid][-1]), **about)
+
+
+def _k_host(sampler: Any, sigmas: Tensor, options: dict[str, Any]) -> Host:
+    """As the adapter has it, or with a noise sampler that draws afresh at every call (the field's "cpu" noise)."""
+    if options.get("noise_sampler") != "independent":
+        return kd_adapter.host(sampler, sigmas, **options)
+
+    def run(script: Script) -> Tensor:
+        fresh = {**options, "noise_sampler": lambda *_: script.normal(script.start())}
+        return kd_adapter.host(sampler, sigmas, **fresh)(script)
+
+    return run
 
 
 def k_diffusion_cases() -> list[str]:
     return [f"{name} {grid}" for name in K_DIFFUSION for grid in GRIDS] + list(K_FAST)
+
+
+def k_diffusion_roster(sampling: Any) -> list[str]:
+    return [name for name in dir(sampling) if name.startswith("sample_")]
 
 
 def write_k_diffusion(path: str | None = None) -> dict[str, Tables]:
@@ -109,6 +130,7 @@ def write_k_diffusion(path: str | None = None) -> dict[str, Tables]:
         raise SystemExit(
             "k-diffusion is not installed: pip install --no-deps k-diffusion==0.1.1.post1, or give its sampling.py"
         )
+    store.write_roster("k_diffusion", k_diffusion_roster(sampling))
     dtype = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)  # dpm_fast makes its levels in the default dtype
     try:
@@ -131,8 +153,16 @@ def read_diffusers(name: str) -> dict[str, Any]:
     weights = probe(cases_diffusers.host(case))
     levels = [row.sigma for row in weights.calls]
     scheduler = cases_diffusers.make(case)
-    if case.scheduler in ("SCMScheduler", "ScoreSdeVpScheduler", "CMStochasticIterativeScheduler", "KarrasVeScheduler"):
-        last: tuple[float, float] = (1.0, 0.0)
+    if case.scheduler == "DDPMWuerstchenScheduler":
+        last: tuple[float, float] = (0.9999**0.5, 0.0001**0.5)  # it clamps alpha_cumprod
+    elif case.scheduler in (
+        "LCMScheduler",
+        "SCMScheduler",
+        "ScoreSdeVpScheduler",
+        "CMStochasticIterativeScheduler",
+        "KarrasVeScheduler",
+    ):
+        last = (1.0, 0.0)
     elif hasattr(scheduler, "sigmas"):
         options = {k: v for k, v in case.options.items() if k in ("timesteps", "sigmas")}
         if case.scheduler == "HeliosScheduler" and options:
@@ -148,7 +178,16 @@ def read_diffusers(name: str) -> dict[str, Any]:
     )  # fmt: skip
 
 
+def diffusers_roster() -> list[str]:
+    """Every scheduler class of diffusers, the two deprecated ones included."""
+    from diffusers.schedulers import _import_structure
+
+    names = {name for names in _import_structure.values() for name in names if name.endswith("Scheduler")}
+    return sorted(names | {"KarrasVeScheduler", "ScoreSdeVpScheduler"})
+
+
 def write_diffusers() -> dict[str, Tables]:
+    store.write_roster("diffusers", diffusers_roster())
     return {"diffusers": {name: read_diffusers(name) for name in cases_diffusers.CASES}}
 
 

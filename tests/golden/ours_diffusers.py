@@ -265,9 +265,10 @@ EQUAL: dict[str, Ours] = {
     "helios unipc": flow(solvers.unipc, order=2),
     "ltx_ancestral": _ltx,
     "tcd": _tcd,
+    "lcm": ve(solvers.sde_dpmpp_1, tau=FULL),
     "scm": _scm,
     "karras_ve": _karras_ve,
     "ddim zero_snr": _zero_snr,
 }
-for _case in ("ddim", "euler", "lms", "heun", "kdpm2", "dpm_multistep dpmsolver++ 2", "unipc bh2 data 2", "edm_dpm 2"):
+for _case in ("ddim", "euler", "lms", "heun", "dpm_multistep dpmsolver++ 2", "unipc bh2 data 2", "edm_dpm 2"):
     EQUAL[f"{_case} float32"] = EQUAL[_case]

@@ -14,12 +14,23 @@ FOLDER = Path(__file__).parent
 
 
 def files() -> list[str]:
-    return sorted(path.stem for path in FOLDER.glob("*.json"))
+    return sorted(path.stem for path in FOLDER.glob("*.json") if path.stem != "rosters")
 
 
 @cache
 def read(file: str) -> dict[str, dict[str, Any]]:
     return json.loads((FOLDER / f"{file}.json").read_text())
+
+
+def roster(host: str) -> list[str]:
+    """Every sampler that a host has, by the name it is listed under."""
+    return json.loads((FOLDER / "rosters.json").read_text())[host]
+
+
+def write_roster(host: str, names: list[str]) -> None:
+    path = FOLDER / "rosters.json"
+    known = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps({**known, host: sorted(names)}, indent=1, sort_keys=True) + "\n")
 
 
 def write(file: str, tables: dict[str, dict[str, Any]]) -> None:

@@ -59,7 +59,8 @@ def _level(scheduler: Any, t: Tensor) -> float | None:
     """`scheduler.sigmas` at the coming step, or the stage between two of them."""
     if not isinstance(getattr(scheduler, "sigmas", None), Tensor):
         return None
-    if scheduler.step_index is None:
+    started = scheduler.step_index is not None
+    if not started:
         if not hasattr(scheduler, "_init_step_index"):
             return float(scheduler.sigmas[scheduler.index_for_timestep(t)])
         scheduler._init_step_index(t)
