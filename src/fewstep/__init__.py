@@ -41,7 +41,7 @@ _FROM = {
 }  # fmt: skip
 _MODULES = ("metrics", "noise", "problems", "search", "solvers", "times")
 
-__all__ = [*_FROM, *_MODULES, "__version__"]
+__all__ = [*_FROM, *_MODULES, "__version__"]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:

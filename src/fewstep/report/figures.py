@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -159,7 +159,7 @@ def quality_figure(series: Sequence[Series], *, judge: str, xlabel: str = "netwo
                     elinewidth=1.1,
                 )
             if len(s.x) == 1 and s.role != "teacher":
-                at = {
+                at: dict[str, Any] = {
                     "xycoords": "data",
                     "xytext": (8, 0),
                     "textcoords": "offset points",
