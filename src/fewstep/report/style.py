@@ -53,12 +53,13 @@ def style() -> Generator[None]:
     import matplotlib as mpl
 
     # Backends are left alone: a rc_context that sets one closes the user's open figures.
-    settings: dict[Any, Any] = {
+    defaults: dict[Any, Any] = {
         key: value
         for key, value in mpl.rcParamsDefault.items()
         if not key.startswith(("backend", "webagg", "interactive"))
     }
-    with mpl.rc_context(settings | _SETTINGS):
+    settings: dict[Any, Any] = defaults | _SETTINGS
+    with mpl.rc_context(settings):
         yield
 
 
