@@ -1,0 +1,315 @@
+"""What a solver costs beside the network, against diffusers: `python -m benchmarks.overhead`.
+
+One thread, network excluded (a free denoiser returns a tensor that lies there), ten steps a run; contestants take turns
+within one run, so that whatever else the machine does hits all of them. Prints minimum and median per step, the ratios
+to the targets, the time to tabulate a ten-step schedule of every named solver, the time of `fewstep --help`, and how
+many tensors of state size a 200-step teacher holds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fewstep import from_callable, solvers, times, trajectory
+from fewstep.noise import EDM, Discrete
+from fewstep.tableau import Tableau
+
+STEPS = 10
+SMALL, LARGE = (1, 4, 64, 64), (16, 4, 128, 128)
+SD = Discrete.scaled_linear()
+Run = Callable[[], None]
+
+
+class Timing(NamedTuple):
+    """Seconds per step."""
+
+    least: float
+    median: float
+
+    def __str__(self) -> str:
+        return f"{self.least * 1e6:9.1f} {self.median * 1e6:9.1f}"
+
+
+class Target(NamedTuple):
+    """A figure that the project promises."""
+
+    what: str
+    value: float
+    limit: float
+
+    def __str__(self) -> str:
+        verdict = "ok" if self.value <= self.limit else "MISSED"
+        return f"{self.what:74} {self.value:8.4g}  (at most {self.limit:g})  {verdict}"
+
+
+# ------------------------------------------------------------------------------------------------------- contestants
+def free(shape: tuple[int, ...], prediction: str) -> Callable[..., Tensor]:
+    """A network that costs nothing; with prediction epsilon, our wrapper's conversion to x0 is part of the bill."""
+    answer = torch.randn(shape)
+    if prediction == "sample":
+        return lambda x, t, condition=None: answer
+    return from_callable(lambda x, t: answer, prediction="epsilon", noise=SD, shape=shape[1:], check=False)
+
+
+def ours(tableau: Tableau, shape: tuple[int, ...], prediction: str = "sample") -> Run:
+    """The whole loop over a table."""
+    denoiser, start = free(shape, prediction), torch.randn(shape)
+
+    def run() -> None:
+        for _point in trajectory(denoiser, tableau, start):
+            pass
+
+    return run
+
+
+def floor(tableau: Tableau, shape: tuple[int, ...]) -> Run:
+    """`mul` and in-place `add_` over each row's non-zero columns: the least that eager torch can do."""
+    rows = [[term.weight for term in row.terms] for row in tableau.program[1:]]
+    tensors = [torch.randn(shape) for _ in range(max(map(len, rows)))]
+
+    def run() -> None:
+        for weights in rows:
+            total = torch.mul(tensors[0], weights[0])
+            for tensor, weight in zip(tensors[1:], weights[1:], strict=False):
+                total.add_(tensor, alpha=weight)
+
+    return run
+
+
+def theirs(name: str, shape: tuple[int, ...], prediction: str = "sample", **options: Any) -> tuple[Run, Run]:
+    """A diffusers scheduler's `scale_model_input` and `step`, and what has to be done before each run, untimed."""
+    import diffusers
+
+    scheduler = getattr(diffusers, name)(
+        num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear",
+        prediction_type=prediction, **options,
+    )  # fmt: skip
+    answer, start = torch.randn(shape), torch.randn(shape)
+
+    def prepare() -> None:
+        scheduler.set_timesteps(STEPS)
+        scheduler.set_begin_index(0)
+
+    def run() -> None:
+        x = start
+        for t in scheduler.timesteps:
+            scheduler.scale_model_input(x, t)
+            x = scheduler.step(answer, t, x, return_dict=False)[0]
+
+    return run, prepare
+
+
+def nothing() -> None:
+    """No preparation."""
+
+
+def in_turns(contestants: dict[str, tuple[Run, Run]], repeats: int) -> dict[str, Timing]:
+    """Each contestant once, then each again, and so on; seconds per step."""
+    spent: dict[str, list[float]] = {name: [] for name in contestants}
+    for repeat in range(repeats + 3):
+        for name, (run, prepare) in contestants.items():
+            prepare()
+            began = time.perf_counter()
+            run()
+            if repeat >= 3:  # the first rounds warm caches and allocators
+                spent[name].append((time.perf_counter() - began) / STEPS)
+    return {name: Timing(min(all_), statistics.median(all_)) for name, all_ in spent.items()}
+
+
+def table_of(solver: str, **options: Any) -> Tableau:
+    """A named solver's ten-step table on Stable Diffusion's noise schedule."""
+    return solvers.NAMES[solver](times.uniform(SD, STEPS, end="append"), **options).tabulate(SD)
+
+
+def loops(shape: tuple[int, ...], prediction: str, repeats: int, *, hosts: bool) -> dict[str, Timing]:
+    """All solver loops on one state shape."""
+    tables = {
+        "ours dpmpp_2m": table_of("dpmpp_2m"),
+        "ours unipc_2": table_of("unipc", order=2),
+        "ours unipc_3": table_of("unipc"),
+    }
+    contestants = {name: (ours(table, shape, prediction), nothing) for name, table in tables.items()}
+    contestants |= {name.replace("ours", "floor"): (floor(table, shape), nothing) for name, table in tables.items()}
+    if hosts:
+        contestants["diffusers DPMSolverMultistep 2"] = theirs("DPMSolverMultistepScheduler", shape, prediction)
+        contestants["diffusers UniPC 2"] = theirs("UniPCMultistepScheduler", shape, prediction)
+        contestants["diffusers UniPC 3"] = theirs("UniPCMultistepScheduler", shape, prediction, solver_order=3)
+    return in_turns(contestants, repeats)
+
+
+# -------------------------------------------------------------------------------------------------- the other figures
+def tabulation(repeats: int) -> dict[str, Timing]:
+    """Seconds to build the schedule and its table, ten steps, for every named solver on two noise schedules."""
+    found: dict[str, Timing] = {}
+    for label, noise in (("edm", EDM()), ("sd", SD)):
+        grid = times.logsnr(noise, STEPS)
+        for name, solver in solvers.NAMES.items():
+            spent: list[float] = []
+            for _ in range(repeats + 1):
+                began = time.perf_counter()
+                try:
+                    solver(grid).tabulate(noise)
+                except ValueError:  # a solver that this number of steps, or this noise, does not suit
+                    break
+                spent.append(time.perf_counter() - began)
+            if spent[1:]:
+                found[f"{name} {label}"] = Timing(min(spent[1:]), statistics.median(spent[1:]))
+    return found
+
+
+def help_time(repeats: int) -> Timing:
+    """Seconds of `fewstep --help` in a fresh process."""
+    script = shutil.which("fewstep", path=str(Path(sys.executable).parent))
+    program = "import sys; sys.argv = ['fewstep', '--help']; from fewstep.cli import main; main()"
+    command = [script, "--help"] if script else [sys.executable, "-c", program]
+    spent: list[float] = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        spent.append(time.perf_counter() - began)
+    return Timing(min(spent), statistics.median(spent))
+
+
+class Living(TorchDispatchMode):
+    """Counts the tensors of at least `size` elements that are alive."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+        self._alive: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, Tensor) and out.numel() >= self.size:
+            storage = out.untyped_storage()
+            key = storage._cdata
+            if key not in self._alive:  # an in-place sum returns the tensor that it was given
+                self._alive.add(key)
+                weakref.finalize(out, self._alive.discard, key)
+        return out
+
+    def __len__(self) -> int:
+        return len(self._alive)
+
+
+def teacher_memory(solver: str, steps: int = 200, **options: Any) -> int:
+    """The most tensors of state size that a long run holds when the network is called, its answer included."""
+    table = solvers.NAMES[solver](times.logsnr(EDM(), steps), **options).tabulate(EDM())
+    living, most = Living(4096), 0
+
+    def network(x: Tensor, t: float, condition: Any = None) -> Tensor:
+        nonlocal most
+        answer = x * 0.5
+        most = max(most, len(living))
+        return answer
+
+    with torch.no_grad(), living:
+        for point in trajectory(network, table, torch.randn(1, 4096)):
+            del point
+    return most
+
+
+# ------------------------------------------------------------------------------------------------------------ report
+def show(title: str, timings: dict[str, Timing], unit: str) -> None:
+    print(f"\n{title:44} {'min ' + unit:>9} {'med ' + unit:>9}")
+    for name, timing in timings.items():
+        print(f"{name:44} {timing}")
+
+
+def measure(repeats: int, *, hosts: bool) -> tuple[dict[str, dict[str, Timing]], list[Target]]:
+    """Everything, printed while it is measured."""
+    found: dict[str, dict[str, Timing]] = {}
+    targets: list[Target] = []
+    for shape in (SMALL, LARGE):
+        for prediction in ("sample", "epsilon") if shape == SMALL else ("sample",):
+            size = "x".join(map(str, shape))
+            title = f"{size} float32, the network predicts {prediction}"
+            found[title] = got = loops(shape, prediction, repeats, hosts=hosts)
+            show(title, got, "us/step")
+            if hosts:
+                targets += ratios(f"{size} {prediction}", got, small=shape == SMALL)
+            if shape == LARGE:
+                targets += [
+                    Target(
+                        f"{size}: ours / floor, {name} (median)",
+                        got[f"ours {name}"].median / got[f"floor {name}"].median,
+                        1.3,
+                    )
+                    for name in ("dpmpp_2m", "unipc_2", "unipc_3")
+                ]
+    return found, targets
+
+
+def ratios(label: str, got: dict[str, Timing], *, small: bool) -> list[Target]:
+    """Ours over theirs, medians."""
+    pairs = (
+        ("dpmpp_2m", "DPMSolverMultistep 2", 0.1 if small else 0.2),
+        ("unipc_2", "UniPC 2", 0.05 if small else 0.2),
+        ("unipc_3", "UniPC 3", 0.05 if small else 0.2),
+        ("dpmpp_2m", "UniPC 2", 0.05 if small else 0.2),
+    )
+    return [
+        Target(
+            f"{label}: ours {a} / diffusers {b} (median)", got[f"ours {a}"].median / got[f"diffusers {b}"].median, limit
+        )
+        for a, b, limit in pairs
+    ]
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.overhead", description=__doc__)
+    parser.add_argument("--repeats", type=int, default=60, help="runs of each contestant")
+    parser.add_argument("--json", type=Path, help="also write the figures there")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    try:
+        import diffusers
+
+        hosts, host = True, f"diffusers {diffusers.__version__}"
+    except ImportError:
+        hosts, host = False, "diffusers is not installed: ours alone"
+    print(f"torch {torch.__version__}, {host}, one thread, {arguments.repeats} repeats")
+    with torch.no_grad():
+        found, targets = measure(arguments.repeats, hosts=hosts)
+        tabulated = tabulation(max(5, arguments.repeats // 5))
+    slowest = dict(sorted(tabulated.items(), key=lambda item: -item[1].median)[:8])
+    show(f"tabulate {STEPS} steps: the slowest of {len(tabulated)}", slowest, "us")
+    targets.append(
+        Target("tabulate: slowest named solver, median ms", max(t.median for t in tabulated.values()) * 1e3, 5)
+    )
+    began = help_time(max(5, arguments.repeats // 5))
+    targets.append(Target("fewstep --help, median s", began.median, 0.3))
+    for solver, options, most in (
+        ("dpmpp_3m", {}, 5),
+        ("unip", {"order": 3}, 5),
+        ("deis", {"order": 3}, 8),
+        ("adams_bashforth", {"order": 3}, 8),
+    ):
+        targets.append(
+            Target(f"200-step teacher, {solver} order 3: tensors held at once", teacher_memory(solver, **options), most)
+        )
+    print("\nTargets")
+    for target in targets:
+        print(target)
+    if arguments.json:
+        record = {"loops": found, "tabulate": tabulated, "help": began, "targets": [t._asdict() for t in targets]}
+        arguments.json.write_text(json.dumps(record, indent=1, default=str), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
