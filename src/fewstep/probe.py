@@ -200,7 +200,7 @@ def _split(table: Tensor, offset: Tensor, unknowns: list[Unknown], read: Script,
     noise = columns("noise", "interval")
     used = [i for i in noise if bool((table[:, i] != 0).any())]
     edits = None
-    if len(read.edits) == rows - 2:  # before every call but the first
+    if read.edits and len(read.edits) == rows - 2:  # before every call but the first
         edits = torch.eye(rows, **F64)
         edits[:, 0] = table[:, 0]
         for column, row in zip(columns("edit"), read.edits, strict=True):

@@ -110,7 +110,8 @@ class Catch(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         drawn = func(*args, **(kwargs or {}))
         if func is torch.randn or func is torch.randn_like:
-            return self.script.normal(drawn)
+            played = self.script.normal(drawn)
+            return drawn.copy_(played) if "out" in (kwargs or {}) else played
         if func is Tensor.normal_:
             mean, std = (
                 ([*args[1:], 0.0, 1.0][:2])

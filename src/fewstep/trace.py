@@ -128,9 +128,14 @@ def _own_noise(ready: Any) -> NoiseSchedule:
     if hasattr(ready, "alphas_cumprod"):
         return Discrete.from_alphas_cumprod(ready.alphas_cumprod)
     if diffusers.is_exploding(ready):
-        positive = ready.sigmas[ready.sigmas > 0]
-        return EDM(float(positive.min()) * (1 - 1e-9), float(positive.max()))
+        return _edm(ready.sigmas)
     return Flow()  # iPNDM: alpha and sigma of its own, from pure noise
+
+
+def _edm(sigmas: Tensor) -> EDM:
+    """EDM's own range, or wider where the levels are."""
+    usual = EDM()
+    return EDM(min(usual.sigma_min, float(sigmas[sigmas > 0].min())), max(usual.sigma_max, float(sigmas.max())))
 
 
 def _k_diffusion(sampler: Any, args: tuple[Any, ...], noise: NoiseSchedule | None, options: dict[str, Any]) -> _Source:
@@ -141,7 +146,7 @@ def _k_diffusion(sampler: Any, args: tuple[Any, ...], noise: NoiseSchedule | Non
         start, end = (1.0, float(sigmas[0])), (1.0, float(sigmas[-1]))
         args = (sigmas, *args[1:]) if args else args
         options = {**options, "sigmas": sigmas} if "sigmas" in options else options
-        noise = noise or EDM(float(sigmas[sigmas > 0].min()) * (1 - 1e-9), float(sigmas.max()))
+        noise = noise or _edm(sigmas)
     schedule = noise or EDM()
     host = k_diffusion.host(sampler, *args, **options)
     return _Source(host, schedule, lambda told, _: _time(schedule, told), "x0", _name(sampler), end, start)
