@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import json
+import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from typer.core import TyperCommand
 from fewstep.errors import ArgumentError, DenoiserError, FewstepError
 
 if TYPE_CHECKING:
+    from fewstep.denoiser import Denoiser
     from fewstep.tableau import Tableau
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
@@ -112,8 +114,8 @@ def seeds_of(text: str) -> list[int]:
     return found
 
 
-def load_table(path: Path) -> Tableau:
-    """The table of a file, or of `schedule.json` in a folder.
+def load_table(path: Path, network: Denoiser | None = None) -> Tableau:
+    """The table of a file, or of `schedule.json` in a folder; remarks when it was found for another than `network`.
 
     Raises:
         ArgumentError: nothing there.
@@ -125,9 +127,14 @@ def load_table(path: Path) -> Tableau:
     if not place.is_file():
         raise ArgumentError(f"{place} does not exist: give a file that `fewstep optimize` or Tableau.save wrote")
     try:
-        return Tableau.load(place)
+        table = Tableau.load(place)
     except OSError as error:
         raise ArgumentError(f"cannot read {place}: {error.strerror}; check its permissions") from error
+    known = table.meta.get("fingerprint")
+    if network is not None and known is not None and known != network.fingerprint:
+        other = table.meta.get("model", known)
+        say(f"note: {place} was found for another network ({other}): its quality here is unknown")
+    return table
 
 
 def model_option(name: str, guidance: float) -> Any:
@@ -139,7 +146,16 @@ def model_option(name: str, guidance: float) -> Any:
 
 def show(data: Any, text: str, *, as_json: bool) -> None:
     """The result on standard output: `data` as JSON, or `text`."""
-    typer.echo(json.dumps(data, indent=2, default=str, allow_nan=False) if as_json else text)
+    typer.echo(json.dumps(_finite(data), indent=2, default=str, allow_nan=False) if as_json else text)
+
+
+def _finite(data: Any) -> Any:
+    """The same with null for numbers that JSON cannot say."""
+    if isinstance(data, dict):
+        return {key: _finite(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_finite(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
 def say(text: str) -> None:

@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from fewstep.compare import Cell, Row
+    from fewstep.denoiser import Denoiser
     from fewstep.models import Judge
-    from fewstep.noise import NoiseSchedule
     from fewstep.report.figures import Series
 
 SOLVERS, GRIDS, CALLS = ("ddim", "dpmpp_2m", "unipc"), ("karras", "logsnr"), (4, 6, 8, 10)
@@ -86,8 +86,8 @@ def compare(
     from fewstep.randomness import ReportSeeds
 
     network = model_option(model, guidance)
-    judge, metric = _judge(judge_of(model), by, model)
-    cells = _cells(network.noise, whole_numbers(nfe, "--nfe"), flat(schedule), flat(solver), flat(times))
+    judge, metric = _judge(judge_of(model), by, model, samples)
+    cells = _cells(network, whole_numbers(nfe, "--nfe"), flat(schedule), flat(solver), flat(times))
     store = cache or _cache_file(out)
     seeds = ReportSeeds(samples, offset)
     teacher = engine.teacher(network, cache=store.parent / "teacher") if metric == "rms" else None
@@ -114,28 +114,31 @@ def compare(
     show(data, "" if as_json else _text(rows, metric, f"{model}: {title}, lower is better"), as_json=as_json)
 
 
-def _judge(judge: Judge | None, by: str | None, model: str) -> tuple[Judge | None, str]:
+def _judge(judge: Judge | None, by: str | None, model: str, samples: int) -> tuple[Judge | None, str]:
     """What judges, and the score that the table shows."""
+    from fewstep.compare import FEWEST
+
     if by is not None and by not in SCORES:
         raise ArgumentError(f"--by {by}: choose one of {', '.join(SCORES)}")
     if by == "fd" and judge is None:
         raise ArgumentError(f"--by fd: no feature statistics are known for {model}; use --by rms")
     if by == "nll" and (judge is None or judge.nll is None):
         raise ArgumentError(f"--by nll: the density of {model} is not known; use --by rms")
-    return judge, by or ("rms" if judge is None or judge.nll is not None else "fd")
+    metric = by or ("rms" if judge is None or judge.nll is not None else "fd")
+    return (None if metric == "rms" and samples < FEWEST else judge), metric
 
 
-def _cells(noise: NoiseSchedule, nfes: list[int], files: list[str], names: list[str], grids: list[str]) -> list[Cell]:
+def _cells(network: Denoiser, nfes: list[int], files: list[str], names: list[str], grids: list[str]) -> list[Cell]:
     """Files first, then the named solvers at each number of calls (by default, those of the files)."""
     from fewstep import compare as engine
 
     own: list[Cell] = []
     for name in files:
-        table, path = load_table(Path(name)), Path(name)
+        table, path = load_table(Path(name), network), Path(name)
         label = "/".join((path / "schedule.json" if path.is_dir() else path).parts[-2:])
         own.append(engine.Cell(label, "", table.nfe, table))
     counts = nfes or sorted({c.nfe for c in own}) or list(CALLS)
-    return own + engine.cells(noise, counts, names or SOLVERS, grids or GRIDS)
+    return own + engine.cells(network.noise, counts, names or SOLVERS, grids or GRIDS)
 
 
 def _cache_file(out: Path | None) -> Path:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fewstep.cli.common import AsJson, Commands, Guidance, ModelName, Quiet, Stopped, examples, guarded, show
+from fewstep.errors import ArgumentError
 from fewstep.words import seconds_in_words, with_error
 
 if TYPE_CHECKING:
@@ -59,9 +60,12 @@ def optimize(
 
     name = model if guidance == 1 else f"{model}{'&' if '?' in model else '?'}guidance={guidance:g}"
     folder = out or Path("runs") / f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', model).strip('-')}-{nfe}"
+    own = own_calls(nfe, around)
     calls = max_calls
     if nfe >= 1 and (max_calls is not None or minutes is None):
-        calls = (max_calls or default_calls(nfe)) - own_calls(nfe, around)
+        calls = (default_calls(nfe) if max_calls is None else max_calls) - own
+        if calls < 1:
+            raise ArgumentError(f"--max-calls {max_calls}: the picture and the chart alone take {own}; give more calls")
     try:
         with shown(quiet=quiet or as_json) as report:
             found = search(
@@ -69,6 +73,12 @@ def optimize(
                 batch_size=batch_size, progress=report,
             )  # fmt: skip
             files = Delivery(found, name, folder, batch_size, report).write(around=around)
+    except ArgumentError as error:
+        if max_calls is None or f"max_calls={calls}" not in str(error):
+            raise
+        raise ArgumentError(
+            f"--max-calls {max_calls}: the picture and the chart take {own} of them, and {error}"
+        ) from None
     except KeyboardInterrupt as stop:
         raise Stopped(str(stop) or f"{folder} holds what was written; start the same command again to go on") from None
     show(_record(found, files), _text(found, files), as_json=as_json)

@@ -23,7 +23,7 @@ from fewstep.cli.common import (
 from fewstep.errors import ArgumentError
 
 if TYPE_CHECKING:
-    from fewstep.noise import NoiseSchedule
+    from fewstep.denoiser import Denoiser
     from fewstep.tableau import Tableau
 
 
@@ -58,7 +58,7 @@ def sample(
     pictures.check_suffix(out)
     wanted = seeds_of(seeds)
     network = model_option(model, guidance)
-    table = chosen_table(network.noise, schedule, solver, times, nfe)
+    table = chosen_table(network, schedule, solver, times, nfe)
     condition = default_condition(network, wanted)
     if label is not None:
         condition = _one_label(condition, label, model)
@@ -77,7 +77,7 @@ def sample(
     show(data, text, as_json=as_json)
 
 
-def chosen_table(noise: NoiseSchedule, schedule: Path | None, solver: str | None, grid: str, nfe: int) -> Tableau:
+def chosen_table(network: Denoiser, schedule: Path | None, solver: str | None, grid: str, nfe: int) -> Tableau:
     """The table of a file, or of a named solver on named times.
 
     Raises:
@@ -88,9 +88,9 @@ def chosen_table(noise: NoiseSchedule, schedule: Path | None, solver: str | None
     if (schedule is None) == (solver is None):
         raise ArgumentError("give either --schedule FILE, or --solver NAME with --times and --nfe")
     if schedule is not None:
-        return load_table(schedule)
+        return load_table(schedule, network)
     assert solver is not None
-    found = cell(noise, solver, grid, nfe)
+    found = cell(network.noise, solver, grid, nfe)
     if found.tableau is None:
         raise ArgumentError(
             f"--solver {solver} --times {grid} --nfe {nfe}: {found.reason}; choose another number of calls"
