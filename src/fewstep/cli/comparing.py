@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 SOLVERS, GRIDS, CALLS = ("ddim", "dpmpp_2m", "unipc"), ("karras", "logsnr"), (4, 6, 8, 10)
 SCORES = {"fd": "Fréchet distance", "rms": "RMS distance to the teacher", "nll": "negative log-likelihood"}
 MOST_LINES = 6
+AGAIN = "start the same command again to go on"
 
 
 @guarded
@@ -95,15 +96,14 @@ def compare(
     rows: list[Row] = []
     try:
         with shown(quiet=quiet or as_json) as report:
-            for row in engine.compare(
-                network, cells, seeds, judge=judge, teacher=teacher, results=results, by=metric,
-                batch_size=batch_size, progress=report,
-            ):  # fmt: skip
-                rows.append(row)
+            rows.extend(
+                engine.compare(
+                    network, cells, seeds, judge=judge, teacher=teacher, results=results, by=metric,
+                    batch_size=batch_size, progress=report,
+                )
+            )  # fmt: skip
     except KeyboardInterrupt:
-        raise Stopped(
-            f"{len(rows)} of {len(cells)} scores are done and kept in {store}; start the same command again to go on"
-        ) from None
+        raise Stopped(f"{len(rows)} of {len(cells)} scores are done and kept in {store}; {AGAIN}") from None
     title = f"{SCORES[metric]} on {samples:,} samples"
     data = {
         "model": model, "fingerprint": network.fingerprint, "guidance": guidance, "by": metric, "seeds": repr(seeds),

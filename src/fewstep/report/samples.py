@@ -11,8 +11,8 @@ import numpy as np
 from fewstep.errors import ArgumentError
 from fewstep.files import atomic_write_bytes
 from fewstep.report import images
-from fewstep.report.figures import WIDE, cloud_figure
-from fewstep.report.style import COLOUR_OF, INK, bare, new_figure, png_of, style
+from fewstep.report.clouds import cloud_figure
+from fewstep.report.style import COLOUR_OF, INK, WIDE, bare, new_figure, png_of, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

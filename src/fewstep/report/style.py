@@ -16,6 +16,7 @@ INK, SOFT, LINE, FAINT = "#1b2430", "#5b6776", "#c8cfd8", "#eef1f5"
 BEFORE, AFTER, TEACHER = "#7c8798", "#c2410c", "#1d4ed8"
 SERIES = ("#0f766e", "#a16207", "#7e22ce", "#0369a1", "#be185d", "#4d7c0f", "#9f1239", "#334155")
 """Colours of further lines; readable on white, and of different lightness for readers who do not see all colours."""
+WIDE = 9.3  # inches: the width of the report's column
 COLOUR_OF = {"before": BEFORE, "after": AFTER, "teacher": TEACHER}
 
 _SETTINGS: dict[str, Any] = {
