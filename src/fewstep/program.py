@@ -23,13 +23,18 @@ class Term(NamedTuple):
 
 
 class RowProgram(NamedTuple):
-    """One row: mix the terms, call the network if `evaluated`, then forget what no later row reads."""
+    """One row: mix the terms, call the network if `evaluated`, then forget what no later row reads.
+
+    `plain` repeats the terms of a row that needs no case distinctions: plain numbers, a state first, then states and
+    single outputs. It is empty for other rows.
+    """
 
     row: int
     time: float
     model_time: Weight
     evaluated: bool
     terms: tuple[Term, ...]
+    plain: tuple[tuple[int, int, float], ...]
     keep_state: bool
     keep_output: bool
     forget: tuple[tuple[int, int], ...]
@@ -56,10 +61,30 @@ def compile_rows(t: Tableau) -> tuple[RowProgram, ...]:
     rows: list[RowProgram] = []
     for i, row in enumerate(terms):
         forget = tuple(key for key, reader in last.items() if reader == i and key[0] in (STATE, OUTPUT))
-        rows.append(RowProgram(
-            i, times[i], told[i], t.evaluated[i], tuple(row), (STATE, i) in last, (OUTPUT, i) in last, forget,
-        ))  # fmt: skip
+        rows.append(
+            RowProgram(
+                row=i,
+                time=times[i],
+                model_time=told[i],
+                evaluated=t.evaluated[i],
+                terms=tuple(row),
+                plain=_plain(row, t.channels),
+                keep_state=(STATE, i) in last,
+                keep_output=(OUTPUT, i) in last,
+                forget=forget,
+            )
+        )
     return tuple(rows)
+
+
+def _plain(terms: list[Term], channels: int) -> tuple[tuple[int, int, float], ...]:
+    plain = [
+        (source, column, weight)
+        for source, column, weight in terms
+        if source in (STATE, OUTPUT) and not isinstance(weight, Tensor)
+    ]
+    usual = channels == 1 and len(plain) == len(terms) > 0 and plain[0][0] == STATE
+    return tuple(plain) if usual else ()
 
 
 def _owner(term: Term, channels: int) -> int:
@@ -67,7 +92,7 @@ def _owner(term: Term, channels: int) -> int:
 
 
 def _entries(matrix: Tensor, t: Tableau, source: int) -> list[tuple[int, int, Weight]]:
-    """Non-zero entries; for a learned matrix (a leaf that needs gradients) all legal entries, so that zeros can learn."""
+    """Non-zero entries; of a learned matrix (a leaf that needs gradients) all legal ones, so that zeros learn."""
     learned = matrix.requires_grad and matrix.is_leaf
     if learned and source in (STATE, OUTPUT):
         per = t.channels if source == OUTPUT else 1
