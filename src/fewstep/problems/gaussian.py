@@ -160,10 +160,8 @@ class Gaussian(Problem):
             )
         if start not in ("noise", "exact"):
             raise ArgumentError(f"start={start!r}: give 'noise' (what sample() draws) or 'exact' (noised data)")
-        mean, constants = (
-            self._to_modes(self.mean),
-            [self._to_modes(c.flatten().to(self.mean)) for c in tableau.constants],
-        )
+        mean = self._to_modes(self.mean)
+        constants = [self._to_modes(c.flatten().to(self.mean)) for c in tableau.constants]
         first = mean.new_zeros(self.size, 2 + C.shape[1])
         alpha, sigma = tableau.alpha[0], tableau.sigma[0]
         if start == "exact":
