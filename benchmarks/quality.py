@@ -31,7 +31,7 @@ from fewstep.denoiser import Denoiser
 from fewstep.files import atomic_write_text
 from fewstep.models import Judge
 from fewstep.noise import as_float64
-from fewstep.optimize import optimize
+from fewstep.optimizing import optimize
 from fewstep.problems import get
 from fewstep.randomness import ReportSeeds, SelectionSeeds
 from fewstep.search.dmn import dmn_times

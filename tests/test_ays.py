@@ -1,5 +1,6 @@
-"""Coordinate descent on the KLUB: closed forms for Gaussian data, the U-shape of quality, planted optima, the choice."""
+"""Coordinate descent on the KLUB: closed forms for Gaussian data, the U-shape of quality, planted optima, choice."""
 
+import itertools
 import math
 
 import pytest
@@ -29,14 +30,18 @@ def kl_sde(grid: Tensor) -> float:
 def test_best_middle_point() -> None:
     """Three points (0.1, t, 0.5), c = 0.5: the KLUB is least at 0.2006252793."""
     grid = torch.tensor([0.5, 0.3, 0.1], dtype=torch.float64)
-    for _ in range(60):  # candidates shrink with the gaps only, so polish with ever smaller neighbourhoods around the optimum
+    for _ in range(
+        60
+    ):  # candidates shrink with the gaps only, so polish with ever smaller neighbourhoods around the optimum
         grid = sweep(exact, grid)
     assert grid[1].item() == pytest.approx(0.2006252793, rel=0.05)
     fine = torch.linspace(0.15, 0.3, 30001, dtype=torch.float64)
     best = fine[(exact(grid[2], fine) + exact(fine, grid[0])).argmin()].item()
     assert best == pytest.approx(0.2006252793, abs=1e-5)
     table = analytic(1024)
-    assert fine[(table.klub(grid[2], fine) + table.klub(fine, grid[0])).argmin()].item() == pytest.approx(0.2006252793, rel=0.01)
+    assert fine[(table.klub(grid[2], fine) + table.klub(fine, grid[0])).argmin()].item() == pytest.approx(
+        0.2006252793, rel=0.01
+    )
 
 
 def test_the_u_shape() -> None:
@@ -71,7 +76,7 @@ def test_the_u_shape_from_the_table() -> None:
 def test_the_klub_never_rises() -> None:
     table = analytic(128)
     values = [table.total(grid) for grid in descend(table.klub, START)]
-    assert all(after < before for before, after in zip(values, values[1:], strict=False))
+    assert all(after < before for before, after in itertools.pairwise(values))
 
 
 def test_converged_grid_is_the_closed_forms_fixed_point() -> None:
@@ -81,7 +86,9 @@ def test_converged_grid_is_the_closed_forms_fixed_point() -> None:
     ideal = C * torch.sqrt(low * u / (torch.sqrt((low**2 + C**2) * (u**2 + C**2)) - low * u))
     share = (t / ideal).log().abs() / torch.minimum((u / t).log(), (t / low).log())
     assert share.max() < 0.06
-    published = torch.tensor([0.35204, 0.17565, 0.09719, 0.05526, 0.03169, 0.01822, 0.01048, 0.00603, 0.00347], dtype=torch.float64)
+    published = torch.tensor(
+        [0.35204, 0.17565, 0.09719, 0.05526, 0.03169, 0.01822, 0.01048, 0.00603, 0.00347], dtype=torch.float64
+    )
     assert ((t - published).abs() / published).max() < 0.2
     assert exact(way[-1][1:], way[-1][:-1]).sum().item() == pytest.approx(4.564, rel=0.005)
 
@@ -139,7 +146,11 @@ def flow_gram(noise: Flow) -> Gram:
     grid = ratio_grid(noise, 64)
     whole = torch.cat([torch.zeros(1, dtype=torch.float64), grid])
     gamma = C**2 / (C**2 + whole**2)
-    return Gram(grid, (gamma[:, None] * gamma * (C**2 + torch.minimum(whole[:, None], whole) ** 2))[None], torch.ones(1).double())
+    return Gram(
+        grid,
+        (gamma[:, None] * gamma * (C**2 + torch.minimum(whole[:, None], whole) ** 2))[None],
+        torch.ones(1).double(),
+    )
 
 
 def test_descents_in_a_flow_model() -> None:
@@ -155,7 +166,9 @@ def test_descents_in_a_flow_model() -> None:
 def test_thinned_way() -> None:
     (way,) = descents(analytic(64), NOISE, {"karras": START})
     sweeps = [s.sweep for s in way.thinned(6)]
-    assert len(sweeps) == 6 and sweeps[0] == 1 and sweeps[-1] == len(way.snapshots) - 1 and sweeps == sorted(set(sweeps))
+    assert (
+        len(sweeps) == 6 and sweeps[0] == 1 and sweeps[-1] == len(way.snapshots) - 1 and sweeps == sorted(set(sweeps))
+    )
     assert len(way.thinned(1000)) == len(way.snapshots) - 1
 
 

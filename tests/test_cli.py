@@ -312,12 +312,12 @@ def test_searches_beside_each_other_share_a_chart_and_the_commands_take_them(tmp
 
 
 def test_optimize_stopped_says_what_was_saved(tmp_path, monkeypatch):
-    import fewstep.optimize
+    import fewstep.optimizing
 
     def stopped(*_args, **_options):
         raise KeyboardInterrupt("the best so far (karras) is in runs/x; run the same again to go on")
 
-    monkeypatch.setattr(fewstep.optimize, "optimize", stopped)
+    monkeypatch.setattr(fewstep.optimizing, "optimize", stopped)
     done = run("optimize", PROBLEM, "--nfe", 3, "--out", tmp_path / "o", code=130)
     assert "best so far (karras) is in runs/x" in done.stderr
     record = json.loads(run("optimize", PROBLEM, "--nfe", 3, "--out", tmp_path / "o", "--json", code=130).stdout)

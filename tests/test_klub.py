@@ -18,7 +18,7 @@ NOISE = EDM()
 
 
 def analytic(levels: int, c: float = C) -> Gram:
-    """E[D_j D_k] for N(0, c^2): D = gamma x with gamma = c^2 / (c^2 + r^2), and one path has covariance c^2 + min(r)^2."""
+    """E[D_j D_k] for N(0, c^2): D = gamma x, gamma = c^2 / (c^2 + r^2), and a path has covariance c^2 + min(r)^2."""
     grid = ratio_grid(NOISE, levels)
     whole = torch.cat([torch.zeros(1, dtype=torch.float64), grid])
     gamma = c**2 / (c**2 + whole**2)
@@ -55,7 +55,9 @@ def test_published_normaliser() -> None:
     """Z1 of the importance proposal (c = 0.5) is this integral over c^4: 10.472895 and 10.697166."""
     ends = torch.tensor([[0.1, 0.2], [0.2, 0.5]], dtype=torch.float64)
     assert torch.allclose(exact(*ends.T) / C**4, torch.tensor([10.472895, 10.697166], dtype=torch.float64), rtol=1e-6)
-    assert torch.allclose(analytic(2048).klub(*ends.T) / C**4, torch.tensor([10.472895, 10.697166], dtype=torch.float64), rtol=1e-4)
+    assert torch.allclose(
+        analytic(2048).klub(*ends.T) / C**4, torch.tensor([10.472895, 10.697166], dtype=torch.float64), rtol=1e-4
+    )
 
 
 def test_every_pair_of_levels() -> None:
@@ -71,7 +73,7 @@ def test_every_pair_of_levels() -> None:
 
 
 def test_look_up_is_the_integral_of_its_own_interpolant() -> None:
-    """Brute force: a fine trapezoid of V(r, b) / r^2 d log r with V linear in log r between levels, in both arguments."""
+    """A fine trapezoid of V(r, b) / r^2 d log r with V linear in log r between levels, in both arguments."""
     gram = analytic(12)
     logs = gram.ratios.log()
 
@@ -79,7 +81,9 @@ def test_look_up_is_the_integral_of_its_own_interpolant() -> None:
         """V at the levels below b, and zero at b."""
         j = min(int(torch.searchsorted(logs, torch.tensor(b, dtype=torch.float64), right=True)) - 1, 10)
         f = (b - logs[j]) / (logs[j + 1] - logs[j])
-        return torch.cat([(1 - f) * gram.gaps[: j + 1, j] + f * gram.gaps[: j + 1, j + 1], torch.zeros(1, dtype=torch.float64)])
+        return torch.cat(
+            [(1 - f) * gram.gaps[: j + 1, j] + f * gram.gaps[: j + 1, j + 1], torch.zeros(1, dtype=torch.float64)]
+        )
 
     for a, b in ((-6.0, 4.0), (-3.1, -2.0), (-1.0, 1.7), (0.11, 0.12), (logs[3].item(), logs[6].item() + 1e-9)):
         values = column(b)
@@ -132,7 +136,12 @@ def test_a_wrong_denoiser_is_no_martingale() -> None:
         return 0.5 * x / (1 + float(t)) ** 0.5
 
     net = Denoiser(fn, noise=EDM(0.01, 10.0), shape=(4,))
-    assert Gram.compute(net, torch.randn(64, 4, generator=torch.Generator().manual_seed(0)), ratios=ratio_grid(net.noise, 8)).martingale_defect() > 0.15
+    assert (
+        Gram.compute(
+            net, torch.randn(64, 4, generator=torch.Generator().manual_seed(0)), ratios=ratio_grid(net.noise, 8)
+        ).martingale_defect()
+        > 0.15
+    )
 
 
 def test_results_do_not_depend_on_the_batch() -> None:
@@ -181,7 +190,9 @@ def test_cache_of_another_network_is_refused(tmp_path: Path) -> None:
     problem = problems.get("gaussian_8x8")
     data, levels = problem.sample(8, seed=2), ratio_grid(NOISE, 4)
     first = Denoiser(problem.denoise, noise=NOISE, shape=problem.shape, fingerprint="same")
-    other = Denoiser(lambda x, t, c: 0.5 * problem.denoise(x, t, c), noise=NOISE, shape=problem.shape, fingerprint="same")
+    other = Denoiser(
+        lambda x, t, c: 0.5 * problem.denoise(x, t, c), noise=NOISE, shape=problem.shape, fingerprint="same"
+    )
     Gram.compute(first, data, ratios=levels, cache=tmp_path)
     with pytest.raises(DenoiserError, match="delete that file"):
         Gram.compute(other, data, ratios=levels, cache=tmp_path)

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from fewstep.denoiser import from_callable as from_callable
     from fewstep.models import load as load
     from fewstep.noise import NoiseSchedule as NoiseSchedule
-    from fewstep.optimize import Found as Found
-    from fewstep.optimize import optimize as optimize
+    from fewstep.found import Found as Found
+    from fewstep.optimizing import optimize as optimize
     from fewstep.randomness import CalibrationSeeds as CalibrationSeeds
     from fewstep.randomness import ReportSeeds as ReportSeeds
     from fewstep.randomness import SelectionSeeds as SelectionSeeds
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 _FROM = {
     "Denoiser": "denoiser", "from_callable": "denoiser", "load": "models", "NoiseSchedule": "noise",
-    "Found": "optimize", "optimize": "optimize", "CalibrationSeeds": "randomness", "ReportSeeds": "randomness",
+    "Found": "found", "optimize": "optimizing", "CalibrationSeeds": "randomness", "ReportSeeds": "randomness",
     "SelectionSeeds": "randomness", "SolverSchedule": "rules", "Step": "rules", "sample": "sampling",
     "trajectory": "sampling", "Tableau": "tableau", "from_sampler": "trace",
 }  # fmt: skip

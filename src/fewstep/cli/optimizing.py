@@ -54,7 +54,7 @@ def optimize(
     on from there, and another --nfe or --solver with the same --out shares it.
     """
     from fewstep.cli.delivery import Delivery, own_calls
-    from fewstep.optimize import optimize as search
+    from fewstep.optimizing import optimize as search
     from fewstep.progress import shown
     from fewstep.search.plan import default_calls
 

@@ -1,10 +1,10 @@
-"""Align Your Steps: times by coordinate descent on the KLUB (Sabour, Geiger & Fidler, ICML 2024, Algorithm 1).
+"""Align Your Steps: times by coordinate descent on the KLUB (Sabour, Fidler & Kreis, ICML 2024, Algorithm 1).
 
 Three facts decide how it is done here.
 
-- The minimiser of the KLUB is the ELBO-optimal grid and samples badly: nearly all its steps are at low noise. What makes
-  the method work is the *way* there from a sensible start, stopped early. So every sweep is kept, and the choice is made
-  by whatever the caller measures, with the solver that will be used.
+- The minimiser of the KLUB is the ELBO-optimal grid and samples badly: nearly all its steps are at low noise. What
+  makes the method work is the *way* there from a sensible start, stopped early. So every sweep is kept, and the
+  choice is made by whatever the caller measures, with the solver that will be used.
 - The way depends on the start; every hand-crafted grid is one.
 - The KLUB is the bound of a first-order stochastic solver. It is used for every solver, as in the paper: for a second
   order one the bound is larger on every grid and says nothing about its advantage.
@@ -14,6 +14,7 @@ Grids here are ratios `sigma / alpha`, noisy to clean; `to_ratios` and `to_times
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -63,10 +64,10 @@ def sweep(klub: Klub, ratios: Tensor, free: Sequence[int] | None = None) -> Tens
         free: indices of the points that may move; by default all but the ends.
     """
     order = sorted(range(1, len(ratios) - 1) if free is None else free, reverse=True)
-    apart = all(above - below > 1 for above, below in zip(order, order[1:], strict=False))
+    apart = all(above - below > 1 for above, below in itertools.pairwise(order))
     ratios = ratios.clone()
-    for group in [order] if apart else [[i] for i in order]:  # points with fixed neighbours move all at once
-        i = torch.tensor(group)
+    for group in [order] if apart and order else [[i] for i in order]:  # points with fixed neighbours move all at once
+        i = torch.tensor(group, device="cpu")
         places = _places(ratios[i - 1], ratios[i], ratios[i + 1])
         below, above = ratios[i + 1, None].expand_as(places), ratios[i - 1, None].expand_as(places)
         both = klub(torch.stack([below, places]), torch.stack([places, above]))
@@ -75,14 +76,16 @@ def sweep(klub: Klub, ratios: Tensor, free: Sequence[int] | None = None) -> Tens
 
 
 def _places(above: Tensor, here: Tensor, below: Tensor) -> Tensor:
-    """The eleven places `[m, 11]` of points `[m]`; the current one comes first, so that a tie leaves the point alone."""
+    """The eleven places `[m, 11]` of points `[m]`; the current one comes first, so that a tie changes nothing."""
     steps = torch.arange(1, SIDE + 1, dtype=torch.float64, device="cpu") * (REACH / SIDE)
     logs = here.log()[:, None]
     moved = [(logs + steps * (other.log()[:, None] - logs)).exp() for other in (below, above)]
     return torch.cat([here[:, None], *moved], dim=1)
 
 
-def descend(klub: Klub, ratios: Tensor, free: Sequence[int] | None = None, *, max_sweeps: int = MAX_SWEEPS) -> list[Tensor]:
+def descend(
+    klub: Klub, ratios: Tensor, free: Sequence[int] | None = None, *, max_sweeps: int = MAX_SWEEPS
+) -> list[Tensor]:
     """The whole way: the grid after every sweep, the start first, until a sweep moves nothing."""
     way = [ratios]
     for _ in range(max_sweeps):
@@ -95,14 +98,14 @@ def descend(klub: Klub, ratios: Tensor, free: Sequence[int] | None = None, *, ma
 
 def split(ratios: Tensor) -> Tensor:
     """`[n+1] -> [2n+1]`: a point in the middle of every step, on the log axis."""
-    fine = torch.empty(2 * len(ratios) - 1, dtype=ratios.dtype)
+    fine = torch.empty(2 * len(ratios) - 1, dtype=ratios.dtype, device="cpu")
     fine[::2] = ratios
     fine[1::2] = (ratios[:-1] * ratios[1:]).sqrt()
     return fine
 
 
 def refine(klub: Klub, ratios: Tensor, levels: int = LEVELS) -> Tensor:
-    """The paper's hierarchy: split every step, let the new points alone descend, and again. `[n+1] -> [2^levels n + 1]`."""
+    """The paper's hierarchy: split every step, the new points alone descend, and again. `[n+1]` to `[2^k n + 1]`."""
     for _ in range(levels):
         ratios = split(ratios)
         ratios = descend(klub, ratios, range(1, len(ratios), 2))[-1]
@@ -111,7 +114,7 @@ def refine(klub: Klub, ratios: Tensor, levels: int = LEVELS) -> Tensor:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A grid on the way down: the start it came from, the number of sweeps since, its KLUB, and how it got its length."""
+    """A grid on the way down: where it started, the number of sweeps since, its KLUB, and how it got its length."""
 
     times: Tensor
     start: str
@@ -134,11 +137,11 @@ class Descent:
     snapshots: tuple[Snapshot, ...]
 
     def thinned(self, count: int) -> list[Snapshot]:
-        """At most `count` snapshots after the start, denser early (sweeps grow geometrically), the converged one last."""
+        """At most `count` snapshots after the start: sweeps grow geometrically, the converged one comes last."""
         last = len(self.snapshots) - 1
         if last <= count:
             return list(self.snapshots[1:])
-        picks = torch.logspace(0, 1, count, base=float(last), dtype=torch.float64).round().long().tolist()
+        picks = [round(last ** (k / max(1, count - 1))) for k in range(count)]
         for k in range(1, count):  # rounding may repeat a small number
             picks[k] = max(picks[k], picks[k - 1] + 1)
         return [self.snapshots[min(k, last)] for k in picks]
@@ -210,7 +213,9 @@ def ays(
     Errors: `ArgumentError` when there is no start.
     """
     if not starts:
-        raise ArgumentError("starts is empty: give at least one grid of times, e.g. {'karras': fewstep.times.karras(noise, n)}")
+        raise ArgumentError(
+            "starts is empty: give at least one grid of times, e.g. {'karras': fewstep.times.karras(noise, n)}"
+        )
     ways = descents(gram, noise, starts, n=n)
     scores: dict[tuple[str, int], float] = {}
 

@@ -103,7 +103,14 @@ class SeedRows:
         chunk: int,
         batch: int,
     ) -> None:
-        self.cache, self.name, self.compute, self.probe, self.chunk, self.batch = cache, name, compute, probe, chunk, batch
+        self.cache, self.name, self.compute, self.probe, self.chunk, self.batch = (
+            cache,
+            name,
+            compute,
+            probe,
+            chunk,
+            batch,
+        )
         self._held: dict[int, dict[int, Tensor]] = {}
 
     def __call__(self, seeds: Sequence[int], told: Callable[[int], None] | None = None) -> Tensor:
@@ -140,9 +147,12 @@ class SeedRows:
 
 
 class Probe:
-    """The network's answer to one fixed question, asked once, and only when there is a cache to protect."""
+    """The network's answer to one fixed question, asked once, and only when there is a cache to protect.
 
-    calls = 1
+    Args:
+        denoiser: the network.
+        condition: of one sample.
+    """
 
     def __init__(self, denoiser: Denoiser, condition: Any = None) -> None:
         self.denoiser, self.condition = denoiser, condition
@@ -154,7 +164,7 @@ class Probe:
             net = self.denoiser
             noise = unit_noise(PROBE_SEED, tuple(net.shape)) * net.noise.sigma(net.noise.t_max).item()
             with torch.no_grad():
-                out = net(noise.to(device=net.device, dtype=net.dtype), net.noise.t_max, first_rows(self.condition, 1))
+                out = net(noise.to(device=net.device, dtype=net.dtype), net.noise.t_max, self.condition)
             self._answer = (out if isinstance(out, Tensor) else torch.cat(tuple(out))).float().cpu()
         return self._answer
 

@@ -24,7 +24,7 @@ from fewstep.noise import NoiseSchedule
 from fewstep.times.ends import End, grid
 
 LAM_FLOOR = -5.0
-"""Stands for a start with alpha = 0, where the bound is infinite: the start of the VP process that the method was made for."""
+"""Stands for a start with alpha = 0, where the bound is infinite: the start of the VP process that DMN was made for."""
 ROUNDING = (10.0, 1.0, 0.1, 0.01, 0.001)
 """Radius of the rounded corner of |.| in the successive rounds of the minimisation."""
 MIN_GAP = 0.02
@@ -88,15 +88,18 @@ def minimise(first: float, last: float, n: int, *, p: float = 1.0, order: int = 
         return torch.cat([inner.new_tensor([first]), inner, inner.new_tensor([last])])
 
     def value_and_slope(free: object, rounding: float) -> tuple[float, object]:
-        point = torch.tensor(free, dtype=torch.float64, requires_grad=True)
-        value = bound(grid(point), p=p, order=order, truncation=truncation, rounding=rounding).log()
-        (slope,) = torch.autograd.grad(value, point)
+        with torch.enable_grad():  # the caller may be inside no_grad, as samplers are
+            point = torch.tensor(free, dtype=torch.float64, device="cpu", requires_grad=True)
+            value = bound(grid(point), p=p, order=order, truncation=truncation, rounding=rounding).log()
+            (slope,) = torch.autograd.grad(value, point)
         return value.item(), slope.numpy()
 
-    free: object = torch.zeros(n, dtype=torch.float64).numpy()
+    free: object = torch.zeros(n, dtype=torch.float64, device="cpu").numpy()
     for rounding in ROUNDING:
-        free = minimize(value_and_slope, free, args=(rounding,), jac=True, method="L-BFGS-B", options={"maxiter": 300}).x
-    return grid(torch.tensor(free, dtype=torch.float64))
+        free = minimize(
+            value_and_slope, free, args=(rounding,), jac=True, method="L-BFGS-B", options={"maxiter": 300}
+        ).x
+    return grid(torch.tensor(free, dtype=torch.float64, device="cpu"))
 
 
 def dmn_times(

@@ -1,13 +1,13 @@
 """The KLUB of Align Your Steps (Sabour et al., ICML 2024, Theorem 3.2) from one table of inner products.
 
-A first-order stochastic step from noise level b down to a freezes the network's output D at b. By Girsanov's theorem the
-path-space KL divergence that this costs is at most
+A first-order stochastic step from noise level b down to a freezes the network's output D at b. By Girsanov's theorem
+the path-space KL divergence that this costs is at most
 
     KLUB(a, b) = integral from a to b of  E|D(x_r) - D(x_b)|^2  r^-3 dr,        r = sigma / alpha,
 
 with x_r and x_b on one noising path of a data sample. The paper estimates each such integral by Monte Carlo. But all of
-them are read off one matrix, the inner products of the outputs along a path on a grid of noise levels: one pass over the
-data, and every candidate grid of every method is a look-up.
+them are read off one matrix, the inner products of the outputs along a path on a grid of noise levels: one pass over
+the data, and every candidate grid of every method is a look-up.
 
 Everything here is in the ratio r and per dimension of the data; row 0 of the matrix is the clean sample itself
 ("noise level 0"), so the denoising loss m(r) = E|x0 - D(x_r)|^2 comes with it.
@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -30,14 +29,13 @@ from fewstep.errors import ArgumentError, DenoiserError
 from fewstep.noise import NoiseSchedule, as_float64
 from fewstep.progress import Event, Report, silent
 from fewstep.randomness import CalibrationSeeds, unit_noise
-from fewstep.search.cache import Cache, Probe, digest, rows
+from fewstep.search.cache import Cache, Probe, digest, first_rows, rows
+from fewstep.search.lookup import Lookup
 from fewstep.times.grids import finite_ratio
 from fewstep.times.resample import log_linear
 
 if TYPE_CHECKING:
     from fewstep.denoiser import Denoiser
-
-Array = npt.NDArray[Any]
 
 GRID = 128
 BLOCKS = 8
@@ -48,8 +46,8 @@ BATCH_BYTES = 1 << 28
 def ratio_grid(noise: NoiseSchedule, n: int = GRID) -> Tensor:
     """`n` noise levels `sigma / alpha`, rising, evenly spaced in the logarithm over the network's range.
 
-    Where alpha is 0 at the start (flow models) the range ends at `fewstep.times.grids.finite_ratio`: beyond it an output
-    hardly changes, and weighs r^-2.
+    Where alpha is 0 at the start (flow models) the range ends at `fewstep.times.grids.finite_ratio`: beyond it an
+    output hardly changes, and weighs r^-2.
     """
     return log_linear(finite_ratio(noise, noise.t_max, noise.t_min).flip(0), n)
 
@@ -107,7 +105,7 @@ class Gram:
 
         Errors: `ArgumentError` when `low` lies below the grid, where the integral is not known.
         """
-        return torch.from_numpy(np.asarray(self._table.klub(as_float64(low).numpy(), as_float64(high).numpy())))
+        return torch.from_numpy(np.asarray(self._lookup.klub(as_float64(low).numpy(), as_float64(high).numpy())))
 
     def total(self, ratios: Tensor) -> float:
         """KLUB of a whole grid of ratios (rising or falling), per dimension."""
@@ -120,7 +118,7 @@ class Gram:
         for k in range(len(self.counts)):
             rest = [j for j in range(len(self.counts)) if j != k]
             parts.append(Gram(self.ratios, self.blocks[rest], self.counts[rest]).total(ratios))
-        spread = torch.tensor(parts, dtype=torch.float64)
+        spread = torch.tensor(parts, dtype=torch.float64, device="cpu")
         k = len(parts)
         return self.total(ratios), ((k - 1) / k * (spread - spread.mean()).square().sum()).sqrt().item()
 
@@ -131,8 +129,8 @@ class Gram:
         return ((self.gaps - ideal).abs().max() / m.max()).item()
 
     @cached_property
-    def _table(self) -> _Table:
-        return _Table(self.ratios, self.gaps)
+    def _lookup(self) -> Lookup:
+        return Lookup(self.ratios, self.gaps)
 
     @staticmethod
     def compute(
@@ -144,6 +142,7 @@ class Gram:
         ratios: Tensor | None = None,
         batch_size: int | None = None,
         cache: Cache | str | Path | None = None,
+        probe: Probe | None = None,
         progress: Report = silent,
     ) -> Gram:
         """One pass over `data`: every sample is noised along one path, and the network called at every noise level.
@@ -156,6 +155,7 @@ class Gram:
             ratios: `[G]` rising noise levels, by default 128 over the network's range.
             batch_size: samples in a batch; by default what keeps the outputs of all levels under 256 MB.
             cache: a folder; an interrupted pass goes on from its last whole batch.
+            probe: guards the cache; shared by those who use one network.
             progress: told after every network call.
 
         Errors: `ArgumentError`, `SeedsError` for arguments that do not fit; `DenoiserError` for outputs that are not
@@ -164,15 +164,18 @@ class Gram:
         seeds = CalibrationSeeds.require(seeds or CalibrationSeeds(len(data)), "seeds")
         if tuple(data.shape[1:]) != tuple(denoiser.shape) or len(data) != len(seeds):
             raise ArgumentError(
-                f"data has shape {tuple(data.shape)} and there are {len(seeds)} seeds; the network takes samples of shape "
-                f"{tuple(denoiser.shape)}, and each needs one seed"
+                f"data has shape {tuple(data.shape)} and there are {len(seeds)} seeds; the network takes "
+                f"samples of shape {tuple(denoiser.shape)}, and each needs one seed"
             )
         if denoiser.channels != 1:
-            raise ArgumentError(f"the network gives {denoiser.channels} outputs; wrap it with guidance, so that it gives one x0")
+            raise ArgumentError(
+                f"the network gives {denoiser.channels} outputs; wrap it with guidance, so that it gives one x0"
+            )
         levels = ratio_grid(denoiser.noise) if ratios is None else as_float64(ratios)
         size = batch_size or max(1, min(len(data), BATCH_BYTES // (4 * (len(levels) + 1) * max(1, data[0].numel()))))
         work = _Pass(denoiser, data, seeds, condition, levels, size)
-        return work.run(cache if isinstance(cache, Cache) else Cache(cache), progress)
+        kept = cache if isinstance(cache, Cache) else Cache(cache)
+        return work.run(kept, probe or Probe(denoiser, first_rows(condition, 1)), progress)
 
 
 def _distances(products: Tensor) -> Tensor:
@@ -180,62 +183,12 @@ def _distances(products: Tensor) -> Tensor:
     return (square[:, None] + square[None, :] - 2 * products).clamp_min(0)
 
 
-class _Table:
-    """KLUB by look-up: the integrals of every column up to every level, and the two partial cells at the ends.
-
-    In numpy: a descent makes thousands of look-ups of a few numbers each, and torch would take most of its time to start.
-    """
-
-    def __init__(self, ratios: Tensor, gaps: Tensor) -> None:
-        self.log, self.gaps = ratios.log().numpy(), gaps.numpy()
-        flat, slope = _cell(self.log[:-1], self.log[1:])
-        whole = flat[:, None] * self.gaps[:-1] + slope[:, None] * self.gaps[1:]
-        self.upto = np.concatenate([np.zeros_like(whole[:1]), whole.cumsum(0)])  # [j, k]: levels 0..j against column k
-
-    def klub(self, low: Array, high: Array) -> Array:
-        a, b = np.broadcast_arrays(np.log(low), np.log(high))
-        first, last = self.log[0], self.log[-1]
-        if (a < first - 1e-9).any():
-            raise ArgumentError(f"a step ends at sigma/alpha = {low.min():.4g}, below the table's {np.exp(first):.4g}: end the grid at t_min")
-        b = b.clip(first, last)
-        a = np.minimum(a.clip(first), b)
-        i, j = self._cell_of(a), self._cell_of(b)
-        right = (b - self.log[j]) / (self.log[j + 1] - self.log[j])
-        left = 1 - right
-
-        def column(table: Array, row: Array) -> Array:
-            return left * table[row, j] + right * table[row, j + 1]
-
-        # Head: from a to the level above it. Middle: whole cells. Tail: from the level below b, where V goes to zero.
-        next_level = self.log[i + 1]
-        start, stop = column(self.gaps, i), column(self.gaps, i + 1)
-        at_a = stop + (next_level - a) / (next_level - self.log[i]) * (start - stop)
-        flat, slope = _cell(a, next_level)
-        whole = flat * at_a + slope * stop + column(self.upto, j) - column(self.upto, i + 1)
-        same = i == j
-        edge = np.where(same, a, self.log[j])
-        tail = _cell(edge, b)[0] * (b - edge) / (self.log[j + 1] - self.log[j]) * self.gaps[j, j + 1]
-        return np.where(same, 0.0, whole) + tail
-
-    def _cell_of(self, x: Array) -> Array:
-        return np.clip(np.searchsorted(self.log, x, side="right") - 1, 0, len(self.log) - 2)
-
-
-def _cell(left: Array, right: Array) -> tuple[Array, Array]:
-    """Weights of the values at both ends in the integral of the line between them times exp(-2u) du."""
-    x = 2 * (right - left)
-    # The integrals of exp(-x) and x exp(-x), by series where the closed forms cancel.
-    whole = -np.expm1(-x)
-    series = x**2 * (0.5 - x / 3 + x**2 / 8 - x**3 / 30 + x**4 / 144)
-    ramp = np.where(x < 1e-2, series, whole - x * np.exp(-x)) / np.maximum(x, 1e-300)
-    scale = np.exp(-2 * left) / 2
-    return scale * (whole - ramp), scale * ramp
-
-
 class _Pass:
     """The one pass over the data: batches of paths, their outputs, and the growing sums."""
 
-    def __init__(self, denoiser: Denoiser, data: Tensor, seeds: CalibrationSeeds, condition: Any, ratios: Tensor, size: int) -> None:
+    def __init__(
+        self, denoiser: Denoiser, data: Tensor, seeds: CalibrationSeeds, condition: Any, ratios: Tensor, size: int
+    ) -> None:
         self.denoiser, self.data, self.seeds, self.condition = denoiser, data, seeds, condition
         self.ratios, self.size = ratios, size
         noise = denoiser.noise
@@ -245,9 +198,8 @@ class _Pass:
         self.counts = torch.zeros(BLOCKS, dtype=torch.float64, device="cpu")
         self.done = 0
 
-    def run(self, cache: Cache, progress: Report) -> Gram:
+    def run(self, cache: Cache, probe: Probe, progress: Report) -> Gram:
         name = "gram-" + digest(self.denoiser.fingerprint, self.data, list(self.seeds), self.condition, self.ratios)
-        probe = Probe(self.denoiser, self.condition)
         stored = cache.read(name)
         if stored is not None:
             tensors, record = stored
@@ -290,5 +242,8 @@ class _Pass:
             with torch.no_grad():
                 out = net((alpha * (clean + noise)).to(device=net.device, dtype=net.dtype), time, condition)
             if not bool(torch.isfinite(out).all()):
-                raise DenoiserError(f"the network's output is not finite at time {time:.6g} (noise level {ratio:.4g}), seeds {seeds[0]} to {seeds[-1]}")
+                raise DenoiserError(
+                    f"the network's output is not finite at time {time:.6g} (noise level {ratio:.4g}), "
+                    f"seeds {seeds[0]} to {seeds[-1]}"
+                )
             yield out.float().cpu()

@@ -1,8 +1,9 @@
-"""What is measured of a candidate: judges, which turn images into rows and rows into a score, and the scorer, which pays.
+"""What is measured of a candidate: judges, which turn images into rows and rows into a score, and the scorer, which
+pays.
 
-A judge sees each image once and keeps a short row for it; a score of the first n seeds is a function of their rows. So a
-candidate that is scored on 64 images and later on 256 costs 256 images, not 320, and rows are small enough to keep.
-Lower scores are better, everywhere.
+A judge sees each image once and keeps a short row for it; a score of the first n seeds is a function of their rows.
+So a candidate that is scored on 64 images and later on 256 costs 256 images, not 320, and rows are small enough to
+keep. Lower scores are better, everywhere.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 PROJECTIONS = 256
 BATCH = 64
-GROUPS = 8
+GROUPS = 16
 
 
 class Judge(Protocol):
@@ -41,7 +42,7 @@ class Judge(Protocol):
 
     @property
     def digest(self) -> str | None:
-        """Names everything that a row depends on besides the image; None if that cannot be named (rows are not kept)."""
+        """Names all that a row depends on besides the image; None if that cannot be named: rows are then not kept."""
         ...
 
     def observe(self, images: Tensor, seeds: Sequence[int]) -> Tensor:
@@ -83,7 +84,7 @@ class FrechetJudge:
 
 
 class PairedJudge:
-    """Root mean squared difference to the teacher's end points of the same seeds; seeds outside `known` are left out."""
+    """Root mean squared difference to the teacher's end points of the same seeds; seeds not in `known` are left out."""
 
     name = "RMS distance to the teacher"
 
@@ -97,7 +98,7 @@ class PairedJudge:
 
     def observe(self, images: Tensor, seeds: Sequence[int]) -> Tensor:
         """Mean squared difference of each image, NaN for a seed that the teacher does not know."""
-        rows = torch.full((len(images), 1), math.nan, dtype=torch.float64)
+        rows = torch.full((len(images), 1), math.nan, dtype=torch.float64, device="cpu")
         mine = [k for k, seed in enumerate(seeds) if seed in self.known]
         if mine:
             gap = images[mine].double().cpu() - self.teacher([seeds[k] for k in mine]).double()
@@ -115,7 +116,7 @@ class PairedJudge:
 
 
 class SlicedJudge:
-    """Sliced Wasserstein distance to reference samples; wide samples are first projected to 256 fixed random directions."""
+    """Sliced Wasserstein distance to reference samples; wide samples are projected to 256 fixed directions first."""
 
     def __init__(self, reference: Tensor, name: str) -> None:
         self.name = name
@@ -137,9 +138,9 @@ class SlicedJudge:
         return sliced_wasserstein(rows, self.reference)
 
     def figure(self, rows: Tensor) -> Estimate:
-        """The distance, its error by leaving out one of eight groups at a time."""
-        group = torch.arange(len(rows)) % GROUPS
-        parts = torch.tensor([self.score(rows[group != k]) for k in range(GROUPS)], dtype=torch.float64)
+        """The distance, its error by leaving out one of sixteen groups at a time."""
+        group = torch.arange(len(rows), device="cpu") % GROUPS
+        parts = torch.tensor([self.score(rows[group != k]) for k in range(GROUPS)], dtype=torch.float64, device="cpu")
         return Estimate(self.score(rows), math.sqrt((GROUPS - 1) * parts.var(correction=0).item()))
 
 
@@ -159,7 +160,8 @@ class ImageJudge:
             values = torch.as_tensor(self.function(images)).detach().double().cpu()
         if values.shape != (len(images),) or not bool(torch.isfinite(values).all()):
             raise ArgumentError(
-                f"the objective {self.name} returned shape {tuple(values.shape)} for {len(images)} images: return one finite number for each"
+                f"the objective {self.name} returned shape {tuple(values.shape)} for {len(images)} images: "
+                "return one finite number for each"
             )
         return values[:, None]
 
@@ -175,7 +177,9 @@ class ImageJudge:
 def _projection(width: int) -> Tensor | None:
     if width <= PROJECTIONS:
         return None
-    directions = torch.randn(width, PROJECTIONS, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    directions = torch.randn(
+        width, PROJECTIONS, dtype=torch.float64, device="cpu", generator=torch.Generator("cpu").manual_seed(0)
+    )
     return directions / directions.norm(dim=0)
 
 
@@ -188,6 +192,7 @@ class Scorer:
         seeds: of the samples; a count takes the first of them.
         condition: condition of given seeds.
         cache: rows are kept there by network, table, judges and seeds.
+        probe: guards the cache; shared by those who use one network.
         batch_size: samples at a time.
     """
 
@@ -199,15 +204,15 @@ class Scorer:
         *,
         condition: ConditionOf,
         cache: Cache,
+        probe: Probe | None = None,
         batch_size: int = BATCH,
     ) -> None:
         self.denoiser, self.judges, self.seeds, self.condition = denoiser, tuple(judges), seeds, condition
         self.batch_size = batch_size
         named = all(judge.digest is not None for judge in judges)
         self._cache = cache if named else Cache(None)
-        self._probe = Probe(denoiser, condition(range(1)))
+        self._probe = probe or Probe(denoiser, condition(range(1)))
         self._stores: dict[str, SeedRows] = {}
-        self._widths: list[int] = []
 
     def rows(self, tableau: Tableau, count: int) -> list[Tensor]:
         """For each judge the rows of the first `count` seeds."""
@@ -230,6 +235,27 @@ class Scorer:
             out[judge.name] = {"value": value, "standard_error": error, "samples": used}
         return out
 
+    def gains(self, before: Tableau, after: Tableau, count: int) -> dict[str, Any]:
+        """Every judge's score of `before` less that of `after`, on the same seeds, with its standard error.
+
+        Both samplers see the same noise, so the difference is surer than its two terms; its error is the jackknife's,
+        over groups of seeds left out of both.
+        """
+        out: dict[str, Any] = {}
+        for judge, one, two in zip(self.judges, self.rows(before, count), self.rows(after, count), strict=True):
+            known = ~one.isnan().any(1)
+            one, two = one[known], two[known]
+            groups = min(GROUPS, len(one))
+            group = torch.arange(len(one), device="cpu") % groups
+            parts = [judge.score(one[group != k]) - judge.score(two[group != k]) for k in range(groups)]
+            spread = torch.tensor(parts, dtype=torch.float64, device="cpu").var(correction=0).item()
+            out[judge.name] = {
+                "value": judge.score(one) - judge.score(two),
+                "standard_error": math.sqrt((groups - 1) * spread),
+                "samples": len(one),
+            }
+        return out
+
     def _store(self, tableau: Tableau) -> SeedRows:
         key = tableau.digest
         if key not in self._stores:
@@ -239,13 +265,22 @@ class Scorer:
                 return "rows-" + digest(self.denoiser.fingerprint, key, judged, list(seeds), self.condition(seeds))
 
             self._stores[key] = SeedRows(
-                self._cache, name, lambda seeds: self._run(tableau, seeds), self._probe, chunk=4 * BATCH, batch=self.batch_size
+                self._cache,
+                name,
+                lambda seeds: self._run(tableau, seeds),
+                self._probe,
+                chunk=4 * BATCH,
+                batch=self.batch_size,
             )
         return self._stores[key]
 
     def _run(self, tableau: Tableau, seeds: list[int]) -> Tensor:
-        images = sample(self.denoiser, tableau, seeds=seeds, condition=self.condition(seeds), batch_size=self.batch_size)
+        images = sample(
+            self.denoiser, tableau, seeds=seeds, condition=self.condition(seeds), batch_size=self.batch_size
+        )
         parts = [judge.observe(images, seeds) for judge in self.judges]
         # The widths travel with the rows, so that a row read from a file can be cut up again.
-        widths = torch.tensor([[part.shape[1] for part in parts]], dtype=torch.float64).expand(len(seeds), -1)
+        widths = torch.tensor([[part.shape[1] for part in parts]], dtype=torch.float64, device="cpu").expand(
+            len(seeds), -1
+        )
         return torch.cat([*parts, widths], dim=1)

@@ -65,46 +65,54 @@ class Race:
     Args:
         score: `(candidate, count) -> score` on the first `count` seeds.
         counts: images in each round, rising.
-        told: called after every score.
+        told: called after every score, with the candidate and the number of its new images.
     """
 
-    def __init__(self, score: Callable[[Candidate, int], float], counts: tuple[int, ...], told: Callable[[Candidate], None]) -> None:
+    def __init__(
+        self, score: Callable[[Candidate, int], float], counts: tuple[int, ...], told: Callable[[Candidate, int], None]
+    ) -> None:
         self._score, self.counts, self._told = score, counts, told
         self.entries: list[Candidate] = []
 
-    def enter(self, candidates: Iterable[Candidate], room: int) -> list[Candidate]:
-        """Score up to `room` new candidates in the first round; grids that are there already are passed over."""
-        new: list[Candidate] = []
+    def enter(self, candidates: Iterable[Candidate], room: int, stage: int = 0) -> None:
+        """Score up to `room` new candidates in a round, by default the first; grids already there are passed over."""
+        if room < 1:
+            return
         for candidate in candidates:
-            if len(new) == room:
-                break
             if not any(candidate.same(other) for other in self.entries):
                 self.entries.append(candidate)
-                new.append(candidate)
-                self._run(candidate, self.counts[0])
-        return new
+                self._run(candidate, stage)
+                room -= 1
+                if not room:
+                    return
 
     def standing(self) -> list[Candidate]:
         """Best first: those of the latest round before those of the one before it, by score within a round."""
-        return sorted(self.entries, key=lambda c: (-max(c.scores), c.scores[max(c.scores)]))
-
-    def best(self, method: str | None = None) -> Candidate:
-        """The first of the standing, of one method if given."""
-        return next(c for c in self.standing() if method is None or c.method == method)
-
-    def promote(self, stage: int, room: int, guard: Callable[[Candidate], bool] | None = None) -> None:
-        """Bring the best `room` of the last round to round `stage`, and with them the best one that `guard` holds for."""
-        here = sorted(
-            (c for c in self.entries if self.counts[stage - 1] in c.scores), key=lambda c: c.scores[self.counts[stage - 1]]
+        return sorted(
+            self.entries, key=lambda c: (-max(c.scores, default=0), c.scores[max(c.scores)] if c.scores else 0.0)
         )
-        chosen = here[:room]
-        if guard is not None and chosen and not any(guard(c) for c in chosen):
-            kept = next((c for c in here if guard(c)), None)
-            chosen = [*chosen[: max(0, room - 1)], *([kept] if kept else [])]
-        for candidate in chosen:
-            self._run(candidate, self.counts[stage])
 
-    def _run(self, candidate: Candidate, count: int) -> None:
-        if count not in candidate.scores:
-            candidate.scores[count] = self._score(candidate, count)
-            self._told(candidate)
+    def best(self, method: str) -> Candidate:
+        """The first of the standing that has this method."""
+        return next(c for c in self.standing() if c.method == method)
+
+    def promote(self, stage: int, room: int, special: int, is_special: Callable[[Candidate], bool]) -> None:
+        """Bring candidates of the last round to round `stage`, until `room` are there in all.
+
+        The best go on; of the special ones at least the best `special` do, in the place of the worst of the others.
+        """
+        before, after = self.counts[stage - 1], self.counts[stage]
+        here = sorted((c for c in self.entries if before in c.scores), key=lambda c: c.scores[before])
+        there = [c for c in here if after in c.scores]
+        waiting = [c for c in here if after not in c.scores]
+        need = max(0, special - sum(map(is_special, there)))
+        room = max(0, room - len(there))
+        reserved = [c for c in waiting if is_special(c)][: min(need, room)]
+        rest = [c for c in waiting if c not in reserved][: room - len(reserved)]
+        for candidate in sorted([*reserved, *rest], key=lambda c: c.scores[before]):
+            self._run(candidate, stage)
+
+    def _run(self, candidate: Candidate, stage: int) -> None:
+        count = self.counts[stage]
+        candidate.scores[count] = self._score(candidate, count)
+        self._told(candidate, count - max((c for c in candidate.scores if c < count), default=0))

@@ -12,6 +12,8 @@ from fewstep.errors import ArgumentError
 from fewstep.progress import Event, Report, silent
 from fewstep.sampling import sample
 from fewstep.search.cache import Cache, Probe, SeedRows, digest
+from fewstep.solvers import dpmpp_3m
+from fewstep.times import logsnr
 
 if TYPE_CHECKING:
     from fewstep.denoiser import Denoiser
@@ -39,6 +41,7 @@ class Teacher:
         condition: condition of given seeds.
         cache: folder of the kept end points, named by a digest of the network's fingerprint, the tableau, the condition
             and the seeds; by default they are kept in memory only.
+        probe: guards the cache; shared by those who use one network.
         batch_size: samples at a time.
 
     Errors: `ArgumentError` when the tableau draws noise: its end points would be no reference for another sampler.
@@ -51,14 +54,17 @@ class Teacher:
         *,
         condition: ConditionOf = no_condition,
         cache: Cache | str | Path | None = None,
+        probe: Probe | None = None,
         batch_size: int = CHUNK,
     ) -> None:
         if tableau.C.shape[1]:
-            raise ArgumentError("the teacher's tableau draws noise; give a deterministic one, so that its end points belong to their seeds")
+            raise ArgumentError(
+                "the teacher's tableau draws noise; give a deterministic one: its end points must belong to their seeds"
+            )
         self.denoiser, self.tableau, self.condition, self._batch = denoiser, tableau, condition, batch_size
         kept = cache if isinstance(cache, Cache) else Cache(cache)
-        probe = Probe(denoiser, condition(range(1)))
-        self._rows = SeedRows(kept, self._name, self._run, probe, chunk=CHUNK, batch=batch_size)
+        guard = probe or Probe(denoiser, condition(range(1)))
+        self._rows = SeedRows(kept, self._name, self._run, guard, chunk=CHUNK, batch=batch_size)
 
     @property
     def cost(self) -> int:
@@ -66,7 +72,7 @@ class Teacher:
         return self.tableau.nfe * self.denoiser.batch_cost
 
     def __call__(self, seeds: Sequence[int], progress: Report = silent) -> Tensor:
-        """End points `[len(seeds), *shape]`, float32 on the CPU; any kind of seeds, for the kind is the caller's business."""
+        """End points `[len(seeds), *shape]`, float32 on the CPU. The kind of the seeds is the caller's business."""
         done = 0
 
         def told(more: int) -> None:
@@ -80,5 +86,12 @@ class Teacher:
         return "teacher-" + digest(self.denoiser.fingerprint, self.tableau.digest, list(seeds), self.condition(seeds))
 
     def _run(self, seeds: list[int]) -> Tensor:
-        images = sample(self.denoiser, self.tableau, seeds=seeds, condition=self.condition(seeds), batch_size=self._batch)
+        images = sample(
+            self.denoiser, self.tableau, seeds=seeds, condition=self.condition(seeds), batch_size=self._batch
+        )
         return images.float().cpu()
+
+
+def reference_schedule(noise: NoiseSchedule, calls: int = CALLS) -> SolverSchedule:
+    """The reference sampler: DPM-Solver++(3M) on equal steps of log signal-to-noise."""
+    return dpmpp_3m(logsnr(noise, calls))

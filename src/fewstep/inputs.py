@@ -1,0 +1,127 @@
+"""What an optimisation starts from: the network, its conditions, its judge, and clean data to noise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from fewstep import models, networks, problems
+from fewstep.denoiser import Denoiser
+from fewstep.errors import ArgumentError
+from fewstep.search.cache import rows
+from fewstep.search.teacher import ConditionOf
+
+MNIST_SHAPE = (1, 28, 28)
+
+
+@dataclass(frozen=True)
+class Data:
+    """Clean samples in the network's units, with their conditions; `note` says where they come from."""
+
+    samples: Tensor
+    condition: Any
+    note: str
+
+
+def resolve(model: Denoiser | str) -> tuple[Denoiser, str]:
+    """The network and its name for reports.
+
+    Errors: `ArgumentError` for a name that is not known and for anything that is not a Denoiser.
+    """
+    if isinstance(model, str):
+        return models.load(model), model
+    if not isinstance(model, Denoiser):
+        raise ArgumentError(
+            f"model is a {type(model).__name__}: give a Denoiser (from_callable makes one) or a name such as 'mnist'"
+        )
+    problem = problem_of(model)
+    if is_mnist(model):
+        return model, "mnist"
+    return model, f"problem:{problem.name}" if problem is not None and problem.name else f"network {model.fingerprint}"
+
+
+def _innermost(model: Denoiser) -> Any:
+    inner: Any = model
+    while isinstance(inner, Denoiser):
+        inner = inner.fn
+    return inner
+
+
+def is_mnist(model: Denoiser) -> bool:
+    """Whether it is the digit network that ships, perhaps guided."""
+    return networks.classes_of(model) == 10 and tuple(model.shape) == MNIST_SHAPE
+
+
+def problem_of(model: Denoiser) -> problems.Problem | None:
+    """The analytic problem that a denoiser belongs to, if any."""
+    owner = getattr(_innermost(model), "__self__", None)
+    return owner if isinstance(owner, problems.Problem) else None
+
+
+def judge_of(model: Denoiser) -> models.Judge | None:
+    """What judges its samples, where the package knows."""
+    if is_mnist(model):
+        return models.judge("mnist")
+    problem = problem_of(model)
+    if problem is not None and problem.name in problems.NAMES:
+        return models.judge(f"problem:{problem.name}")
+    return None
+
+
+def condition_of(model: Denoiser, given: Any) -> ConditionOf:
+    """A function of seeds from what the user gave.
+
+    Args:
+        model: the network.
+        given: None (balanced labels where the network has classes), a function of seeds, or a pytree whose tensor
+            leaves have one row for each condition: seed s gets row s modulo their number.
+    """
+    if given is None:
+        return lambda seeds: models.default_condition(model, seeds)
+    if callable(given):
+        return given
+    lengths = {len(leaf) for leaf in pytree.tree_leaves(given) if isinstance(leaf, Tensor) and leaf.ndim}
+    if len(lengths) != 1:
+        raise ArgumentError(
+            f"the tensor leaves of condition have lengths {sorted(lengths)}: their first axis must be the conditions"
+        )
+    (count,) = lengths
+
+    def pick(seeds: Sequence[int]) -> Any:
+        return rows(given, torch.tensor([seed % count for seed in seeds], device="cpu"))
+
+    return pick
+
+
+def known_data(model: Denoiser, most: int) -> Data | None:
+    """Up to `most` clean samples that come with the network, or None."""
+    if is_mnist(model):
+        shipped = networks.mnist_images(min(most, 1000))
+        return Data(shipped.images.float() / 127.5 - 1, shipped.labels, "MNIST test images that ship with the package")
+    problem = problem_of(model)
+    if problem is not None:
+        return Data(problem.sample(most, seed=1), None, "exact samples of the problem")
+    return None
+
+
+def given_data(model: Denoiser, data: Tensor | Data, condition: Any) -> Data:
+    """The user's clean samples, checked.
+
+    Errors: `ArgumentError` for a shape that is not the network's.
+    """
+    if isinstance(data, Data):
+        return data
+    if tuple(data.shape[1:]) != tuple(model.shape) or len(data) < 2:
+        raise ArgumentError(
+            f"data has shape {tuple(data.shape)}: give two or more clean samples of shape "
+            f"{tuple(model.shape)}, in the network's units"
+        )
+    return Data(data, condition, "data given by the caller")
+
+
+Objective = str | Callable[[Tensor], Tensor]

@@ -1,0 +1,75 @@
+"""Who judges: the judge that selects, and those that the final figures add, so that no result rests on one judge."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
+
+from fewstep.errors import ArgumentError
+from fewstep.inputs import Data
+from fewstep.models import Judge as ModelJudge
+from fewstep.search.objective import FrechetJudge, ImageJudge, Judge, PairedJudge, SlicedJudge
+from fewstep.search.teacher import Teacher
+
+OBJECTIVES = ("auto", "teacher", "frechet")
+Objective = str | Callable[[Tensor], Tensor]
+
+
+def checked_objective(objective: Objective, known: ModelJudge | None) -> Objective:
+    """The objective with `auto` resolved: Fréchet where a feature network is known, else the distance to the teacher.
+
+    Errors: `ArgumentError` for another word, or `frechet` without a judge.
+    """
+    if callable(objective):
+        return objective
+    if objective not in OBJECTIVES:
+        raise ArgumentError(
+            f"objective is {objective!r}: choose one of {', '.join(OBJECTIVES)}, or give a function images -> [B]"
+        )
+    if objective == "auto":
+        # The features of an analytic problem are its samples themselves: two moments say little about a mixture.
+        return "frechet" if known is not None and known.nll is None else "teacher"
+    if objective == "frechet" and known is None:
+        raise ArgumentError(
+            "objective='frechet' needs a judge of this network's samples: give judge=, or objective='teacher'"
+        )
+    return objective
+
+
+def selection_judge(objective: Objective, known: ModelJudge | None, teacher: Teacher, seeds: Sequence[int]) -> Judge:
+    """The judge that a resolved objective names; `seeds` are those that the teacher will know."""
+    if callable(objective):
+        return ImageJudge(objective)
+    if objective == "frechet" and known is not None:
+        return _frechet(known)
+    return PairedJudge(teacher, seeds)
+
+
+def report_judges(
+    selected: Judge, known: ModelJudge | None, data: Data | None, teacher: Teacher, paired: Sequence[int]
+) -> list[Judge]:
+    """Judges of the final figures: the one that selected, one of the whole distribution, and the paired one.
+
+    Args:
+        selected: the judge of the selection.
+        known: of the network, where there is one; an analytic problem's samples are compared themselves.
+        data: clean samples, to compare with where no judge is known.
+        teacher: of the paired distance.
+        paired: report seeds whose end points the teacher makes.
+    """
+    judges: list[Judge] = [] if isinstance(selected, PairedJudge) else [selected]
+    if not isinstance(selected, FrechetJudge):
+        if known is None:
+            judges += (
+                [SlicedJudge(data.samples, f"sliced Wasserstein distance to {data.note}")] if data is not None else []
+            )
+        elif known.nll is None:
+            judges.append(_frechet(known))
+        else:
+            judges.append(SlicedJudge(known.reference_features, "sliced Wasserstein distance to exact samples"))
+    return [*judges, PairedJudge(teacher, paired)]
+
+
+def _frechet(known: ModelJudge) -> FrechetJudge:
+    return FrechetJudge(known.features, known.reference, f"Fréchet distance, {known.name}")

@@ -1,0 +1,182 @@
+"""Where candidates come from: hand-crafted grids, DMN, and the ways down of AYS, for one or more solvers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fewstep import solvers, times
+from fewstep.errors import ArgumentError
+from fewstep.noise import NoiseSchedule
+from fewstep.rules import SolverSchedule
+from fewstep.search.ays import Descent, Snapshot, descents, to_ratios, to_times
+from fewstep.search.dmn import dmn_times
+from fewstep.search.klub import Gram
+from fewstep.search.select import Candidate
+from fewstep.search.surrogate import Array, propose
+
+METHODS = ("auto", "ays", "dmn")
+RECOMMENDED = ("dpmpp_2m", "unipc", "ipndm", "dpmpp_3m")
+"""What `solver="auto"` tries: multistep solvers, one network call a step, each the best of its family somewhere."""
+DMN_OPTIONS: tuple[dict[str, Any], ...] = ({"p": 1.0}, {"p": 2.0}, {"p": 1.0, "order": 2}, {"p": 1.0, "truncation": 0})
+HAND, DMN, AYS, GUESS = "hand", "dmn", "ays", "surrogate"
+
+LEAST_STEP = 0.05
+"""The surrogate's steps in log ratio are at least this part of an even step."""
+
+Solver = Callable[[Tensor], SolverSchedule]
+
+
+@dataclass
+class Source:
+    """Candidates of one solver at one number of network calls.
+
+    Attributes:
+        noise: of the network.
+        name, solver: the solver, `times -> SolverSchedule`.
+        steps: number of steps along the times; nfe: network calls.
+        ways: the ways down that were computed so far, by the name of their start.
+    """
+
+    noise: NoiseSchedule
+    name: str
+    solver: Solver
+    steps: int
+    nfe: int
+    ways: dict[str, Descent] = field(default_factory=dict)
+
+    def candidate(self, grid: Tensor, method: str, origin: str, **about: Any) -> Candidate | None:
+        """The sampler on these times; None where the solver cannot use them, or makes another number of calls."""
+        try:
+            schedule = self.solver(grid)
+            tableau = schedule.tabulate(self.noise)
+        except ArgumentError:
+            return None
+        if tableau.nfe != self.nfe:
+            return None
+        return Candidate(schedule, tableau, self.name, method, origin, to_ratios(self.noise, grid).log(), about=about)
+
+    def hand(self) -> Iterator[Candidate]:
+        """The hand-crafted grids."""
+        for name, make in times.NAMES.items():
+            try:
+                grid = make(self.noise, self.steps)
+            except ArgumentError:  # a grid that cannot be laid with so many steps
+                continue
+            yield from _some(self.candidate(grid, HAND, name))
+
+    def dmn(self) -> Iterator[Candidate]:
+        """DMN's minimisers, for several exponents and orders of the bound."""
+        if self.steps < 2:
+            return
+        for options in DMN_OPTIONS:
+            said = ", ".join(f"{key}={value:g}" for key, value in options.items())
+            yield from _some(
+                self.candidate(dmn_times(self.noise, self.steps, **options), DMN, f"DMN, {said}", **options)
+            )
+
+    def descend(self, gram: Gram, starts: Mapping[str, Tensor]) -> None:
+        """Compute the ways down from these named times."""
+        for way in descents(gram, self.noise, {k: v for k, v in starts.items() if k not in self.ways}):
+            self.ways[way.start] = way
+
+    def snapshot(self, snapshot: Snapshot) -> Candidate | None:
+        """A grid on a way down."""
+        about = {"start": snapshot.start, "sweep": snapshot.sweep, "klub": snapshot.klub}
+        return self.candidate(snapshot.times, AYS, snapshot.origin, **about)
+
+    def thinned(self, order: Sequence[str], count: int) -> Iterator[Candidate]:
+        """Snapshots of the ways down from the starts in `order`, in turns: each way's best guess first.
+
+        The middle of a way is its best guess: early snapshots are close to the start, late ones past the optimum.
+        """
+        picks = [self.ways[name].thinned(count) for name in order if name in self.ways]
+        for k in _from_the_middle(count):
+            for way in picks:
+                if k < len(way):
+                    yield from _some(self.snapshot(way[k]))
+
+    def around(self, candidate: Candidate) -> Iterator[Candidate]:
+        """The neighbours on the way of a snapshot, near ones first; the first sweeps from a start."""
+        name = candidate.about.get("start", candidate.origin)
+        way = self.ways.get(name)
+        if way is None:
+            return
+        here = candidate.about.get("sweep", 0)
+        for distance in (1, 2, 3):
+            for k in (here - distance, here + distance):
+                if 0 < k < len(way.snapshots):
+                    yield from _some(self.snapshot(way.snapshots[k]))
+
+    def guess(
+        self, scored: Sequence[Candidate], scores: Sequence[float], noise: Sequence[float], seed: int
+    ) -> Candidate | None:
+        """The grid that a surrogate of the scores expects most of; None where it finds no legal one.
+
+        Args:
+            scored: candidates of this solver; scores: theirs, on one scale; noise: relative noise variance of each.
+            seed: of the drawing.
+        """
+        first = scored[0]
+        points = np.stack([c.log_ratios[1:-1].numpy() for c in scored])
+        top, bottom = first.log_ratios[0].item(), first.log_ratios[-1].item()
+        gap = LEAST_STEP * (top - bottom) / self.steps
+
+        def legal(places: Array) -> Any:
+            ends = np.full((len(places), 1), top), np.full((len(places), 1), bottom)
+            return (np.diff(np.concatenate([ends[0], places, ends[1]], axis=1), axis=1) < -gap).all(1)
+
+        place = propose(points, np.array(scores), np.array(noise), legal, np.random.default_rng(seed))
+        if place is None:
+            return None
+        logs = torch.cat([first.log_ratios[:1], torch.from_numpy(place), first.log_ratios[-1:]])
+        return self.candidate(
+            to_times(self.noise, logs.exp(), first.schedule.times), GUESS, f"surrogate, guess {seed + 1}"
+        )
+
+
+def sources(noise: NoiseSchedule, solver: str | Solver, nfe: int) -> list[Source]:
+    """One source for each solver asked for.
+
+    Errors: `ArgumentError` when the solver is unknown or cannot make `nfe` calls.
+    """
+    if callable(solver):
+        return [_own_solver(noise, solver, nfe)]
+    names = RECOMMENDED if solver == "auto" else (solver,)
+    found = [
+        Source(noise, name, solvers.get(name), n, nfe) for name in names if (n := solvers.calls(name, nfe)) is not None
+    ]
+    if not found:
+        near = [k for k in range(max(1, nfe - 3), nfe + 4) if solvers.calls(names[0], k) is not None]
+        raise ArgumentError(
+            f"{names[0]} cannot make exactly {nfe} network calls; near by it can make "
+            f"{', '.join(map(str, near)) or 'none'}"
+        )
+    return found
+
+
+def _own_solver(noise: NoiseSchedule, solver: Solver, nfe: int) -> Source:
+    """A user's `times -> SolverSchedule`: the number of steps is found by trying."""
+    name = getattr(solver, "__name__", "own solver")
+    for steps in range(1, nfe + 2):
+        source = Source(noise, name, solver, steps, nfe)
+        if source.candidate(times.logsnr(noise, steps), HAND, "logsnr") is not None:
+            return source
+    raise ArgumentError(
+        f"solver {name} makes {nfe} network calls with no number of steps up to {nfe + 1}: give another nfe"
+    )
+
+
+def _some(candidate: Candidate | None) -> list[Candidate]:
+    return [] if candidate is None else [candidate]
+
+
+def _from_the_middle(count: int) -> list[int]:
+    """0..count-1, the middle first, then outwards."""
+    middle = (count - 1) / 2
+    return sorted(range(count), key=lambda k: (abs(k - middle), k))

@@ -1,0 +1,198 @@
+"""Dividing a budget of network calls before any is made.
+
+A network call is one image through the network once; guidance that doubles the batch costs two. Every part of the work
+has its share, and the shares of all parts, with every image counted, never exceed the whole.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from fewstep.errors import ArgumentError
+
+REPORT, PAIRED, GRAM = 0.16, 0.05, 0.20
+"""Shares of the final figures, of the teacher behind the paired figure, of the noising paths; the race has the rest."""
+FINALISTS = 4
+"""The best three and the best hand-crafted grid."""
+LEAST = 48
+"""Samples of a final figure, at least: fewer give no standard error."""
+AROUND = 0.2
+"""Part of the race's entries that is kept for the neighbours of the best."""
+ENTRIES = {"dmn": 18, "ays": 40, "auto": 28}
+"""Entries that the race is laid out for; a larger budget first goes into more images for each."""
+GUESSES = {"dmn": 0, "ays": 0, "auto": 22}
+"""Places that the surrogate may propose."""
+MOST_IMAGES = 256
+"""Images of the first round, at most; what is left of a large budget goes into more entries."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Numbers of images and calls, fixed beforehand.
+
+    Attributes:
+        max_calls: the budget.
+        levels, paths: noise levels and data samples of the KLUB table; 0 without AYS.
+        made: samples that the teacher makes because there are no data.
+        counts: images in each round of the race.
+        rooms: candidates in each round; guesses: those that the surrogate proposes, which enter at the second round.
+        fresh: images in the finals, on fresh seeds.
+        taught: whether selection needs the teacher on every seed.
+        report, paired: images of the final figures, and those of them that the teacher makes too.
+        image_cost: network calls of one image of the sampler that is looked for.
+        stages: calls of each stage, at most.
+    """
+
+    max_calls: int
+    levels: int
+    paths: int
+    made: int
+    counts: tuple[int, ...]
+    rooms: tuple[int, ...]
+    guesses: int
+    fresh: int
+    taught: bool
+    report: int
+    paired: int
+    image_cost: int
+    stages: dict[str, int]
+
+    @property
+    def total(self) -> int:
+        """Calls of all stages together, at most."""
+        return sum(self.stages.values())
+
+    def record(self) -> dict[str, Any]:
+        """Plain data."""
+        return asdict(self)
+
+
+def default_calls(nfe: int) -> int:
+    """The budget when none is given: 13,000 a step, at most 150,000."""
+    return min(150_000, 13_000 * nfe)
+
+
+def plan(
+    max_calls: int,
+    *,
+    nfe: int,
+    batch_cost: int = 1,
+    teacher: int = 60,
+    method: str = "auto",
+    solvers: int = 1,
+    made: bool = False,
+    taught: bool = False,
+    levels: int = 96,
+    most_paths: int = 4096,
+    paths: int | None = None,
+    selection: int | None = None,
+    report: int | None = None,
+) -> Plan:
+    """Divide `max_calls`.
+
+    Args:
+        max_calls: the budget, in network calls.
+        nfe: calls of the sampler that is looked for.
+        batch_cost: network calls of one evaluation (2 with guidance).
+        teacher: calls of one reference sample.
+        method: `auto`, `ays` or `dmn`.
+        solvers: how many solvers compete.
+        made: whether the data have to be made by the teacher.
+        taught: whether selection compares with the teacher.
+        levels: noise levels of the KLUB table.
+        most_paths: data samples that there are.
+        paths, selection, report: numbers of samples that the caller asks for.
+
+    Errors: `ArgumentError` when the budget is too small for any search; it says how much would do.
+    """
+    klub = method != "dmn"
+    one, taught_one = nfe * batch_cost, teacher * batch_cost
+    whole = max_calls - batch_cost
+    shown = report or _between(REPORT * whole / (2 * one), LEAST, 5000)
+    pairs = min(shown, _between(PAIRED * whole / taught_one, 8, 256))
+    per_path = (levels if klub else 0) * batch_cost + (taught_one if made else 0)
+    share = (GRAM if klub else 0.05) * whole * (2 if made else 1)
+    walks = 0 if not per_path else min(paths or most_paths, most_paths, _between(share / per_path, 16, 1024))
+    if paths and per_path:
+        walks = min(paths, most_paths)
+    stages = {
+        "probe": batch_cost,  # one question, by which a cache recognises the network
+        "data": walks * taught_one if made else 0,
+        "KLUB table": walks * levels * batch_cost if klub else 0,
+        "report": 2 * shown * one,
+        "teacher of the report": pairs * taught_one,
+    }
+    rest = max_calls - sum(stages.values())
+    shape = _Shape(one, taught_one if taught else 0, ENTRIES[method] + 6 * (solvers - 1), GUESSES[method])
+    counts, rooms, guesses, fresh = shape.fill(rest, selection)
+    if rooms[0] < 8:
+        raise ArgumentError(
+            f"max_calls={max_calls} is too small a budget at {nfe} calls per sample: the search needs about "
+            f"{_enough(nfe, batch_cost, teacher, klub, made, taught)}; give more calls (or minutes)"
+        )
+    stages["race"] = shape.images(counts, rooms, guesses) * one
+    stages["finals"] = FINALISTS * fresh * one
+    stages["teacher of the selection"] = (counts[-1] + fresh) * taught_one if taught else 0
+    return Plan(
+        max_calls,
+        levels if klub else 0,
+        walks,
+        walks if made else 0,
+        counts,
+        rooms,
+        guesses,
+        fresh,
+        taught,
+        shown,
+        pairs,
+        one,
+        stages,
+    )
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """The proportions of the race: calls of one image and of its teacher (0 where not needed), entries, guesses."""
+
+    one: int
+    taught_one: int
+    entries: int
+    guesses: int
+
+    def fill(self, calls: int, selection: int | None) -> tuple[tuple[int, ...], tuple[int, ...], int, int]:
+        """Counts, rooms, guesses, and the images of the finals, that `calls` can pay for."""
+        # In images of the first round: 2.2 for each entry with its later rounds, 2 for each guess, 6 for each finalist.
+        whole = 2.2 * self.entries + 2 * self.guesses + 6 * FINALISTS
+        unit = _between(calls / (self.one * whole + 12 * self.taught_one), 8 if self.taught_one else 16, MOST_IMAGES)
+        if selection is not None:
+            unit = min(unit, max(8, selection // 12))
+        counts, fresh = (unit, 2 * unit, 6 * unit), 6 * unit
+        rest = calls - FINALISTS * fresh * self.one - (counts[-1] + fresh) * self.taught_one
+        entries = int(rest / self.one / unit)
+        while entries > 0:
+            guesses = entries * self.guesses // self.entries
+            rooms = (entries, max(2, entries // 3), max(2, entries // 5))
+            if self.images(counts, rooms, guesses) * self.one <= rest:
+                return counts, rooms, guesses, fresh
+            entries -= 1
+        return counts, (0, 0, 0), 0, fresh
+
+    @staticmethod
+    def images(counts: tuple[int, ...], rooms: tuple[int, ...], guesses: int) -> int:
+        """Images of the whole race, at most."""
+        steps = [counts[0], *(after - before for before, after in itertools.pairwise(counts))]
+        return sum(room * step for room, step in zip(rooms, steps, strict=True)) + guesses * counts[1]
+
+
+def _enough(nfe: int, batch_cost: int, teacher: int, klub: bool, made: bool, taught: bool) -> int:
+    """A budget that surely does, for the message."""
+    calls = 200 * LEAST * nfe * batch_cost // 10
+    if klub:
+        calls += 64 * 96 * batch_cost
+    return int(1.5 * calls + (64 * made + 64 * taught + 16) * teacher * batch_cost)
+
+
+def _between(value: float, low: int, high: int) -> int:
+    return max(low, min(high, int(value)))
