@@ -7,7 +7,7 @@ A denoiser knows its noise schedule and sample shape, counts its real network ca
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -169,6 +169,19 @@ class Counter:
         self.evaluations += rows
 
 
+MOST_READINGS = 4096
+
+
+class Reading(NamedTuple):
+    """What one time means to a network: its input is `scale x`, `x_0 = skip * input + gain * output`."""
+
+    time: Tensor
+    """what the network is told, 0-d"""
+    scale: float | Tensor | None
+    skip: float | Tensor
+    gain: float | Tensor
+
+
 class Network(Denoiser):
     """A network in its own conventions as a denoiser; made by `from_callable`, which says what the arguments mean."""
 
@@ -186,19 +199,36 @@ class Network(Denoiser):
         self.foreign = self.network_noise != self.noise
         self.time: TimeScale | Callable[[Tensor], Tensor] = own_time_scale(self.network_noise) if time is None else time
         self.network_dtype = network_dtype
+        self._readings: dict[float, Reading] = {}
         network_time(self.network_noise, as_float64(self.network_noise.t_max), self.time)  # an unknown scale fails here
 
     def _outputs(self, x: Tensor, t: Time, condition: Condition) -> tuple[Tensor, ...]:
+        told, scale, skip, gain = self._reading(t)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        inputs = x if scale is None else x.to(wide) * scale
+        outputs = self._received(self.call(inputs.to(self.network_dtype or x.dtype), told, condition), x, t)
+        return tuple((skip * inputs.to(wide) + gain * out.to(wide)).to(x.dtype) for out in outputs)
+
+    def _reading(self, t: Time) -> Reading:
+        """What a time means here; kept for plain numbers, since the few float64 operations behind it take as long as a
+        whole step of a sampler.
+        """
+        if isinstance(t, Tensor) or torch.compiler.is_compiling():
+            return self._read(t)
+        kept = self._readings.get(t)
+        if kept is None:
+            told, scale, skip, gain = self._read(t)
+            kept = Reading(told, None if scale is None else float(scale), float(skip), float(gain))
+            if len(self._readings) >= MOST_READINGS:
+                self._readings.clear()
+            self._readings[t] = kept
+        return kept
+
+    def _read(self, t: Time) -> Reading:
         own_t, scale, alpha, sigma = self.translate(t)
         require_alpha(self.prediction, alpha, t)
-        wide = torch.promote_types(x.dtype, torch.float32)
-        inputs = x if scale is None else x.to(wide) * scale.to(wide)
-        raw = self.call(
-            inputs.to(self.network_dtype or x.dtype), network_time(self.network_noise, own_t, self.time), condition
-        )
-        outputs = self._received(raw, x, t)
-        c_skip, c_out = (c.to(wide) for c in data_coefficients(self.prediction, alpha, sigma))
-        return tuple((c_skip * inputs.to(wide) + c_out * out.to(wide)).to(x.dtype) for out in outputs)
+        skip, gain = data_coefficients(self.prediction, alpha, sigma)
+        return Reading(network_time(self.network_noise, own_t, self.time), scale, skip, gain)
 
     def translate(self, t: Time) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
         """`(time, scale, alpha, sigma)` of the network's own schedule at this noise level; its input is `scale x`."""
