@@ -101,7 +101,7 @@ def _text(found: Found, files: Sequence[Path]) -> str:
     lines = [f"{judge_in_words(found)}:"] if after else []
     lines += [f"  found             {with_error(*after):<18} {found.solver}, {found.origin}"] if after else []
     lines += [f"  best hand-crafted {with_error(*before):<18} {found.solver}, {found.start_origin}"] if before else []
-    lines += [verdict(page.entries[0], page.entries[1]), ""]
+    lines += [verdict(page.entries[0], page.entries[1], page.gain_error), ""]
     seconds = sum(stage["seconds"] for stage in found.stages)
     lines.append(f"{found.calls:,} network calls, {seconds_in_words(seconds)}")
     return "\n".join(lines + [f"  {path}" for path in files])

@@ -70,7 +70,7 @@ def page_of(
         found.model, found.nfe, f"{found.method} with {found.solver}", judge_in_words(found), entries,
         selected_by=found.selected_by, series=series, series_judge=series_judge, series_note=series_note,
         candidates=candidates(found), trials=trials(found),
-        costs=[*costs, *extra_costs], facts=_facts(found, command),
+        costs=[*costs, *extra_costs], facts=_facts(found, command), gain_error=_gain_error(found),
     )  # fmt: skip
 
 
@@ -80,6 +80,13 @@ def _entry(found: Found, role: str, label: str, tableau: Tableau, samples: Mappi
     main = judge_in_words(found).rpartition(", ")[0]
     others = {name: (float(record["value"]), _error(record)) for name, record in told.items() if name != main}
     return Entry(label, role, tableau.nfe, tableau, samples.get(role), score, error, detail, others)
+
+
+def _gain_error(found: Found) -> float | None:
+    """Standard error of the difference of the two scores on the page."""
+    told: Mapping[str, Any] = found.report.get("gain", {})
+    record = told.get(found.selected_by) or next(iter(told.values()), None)
+    return None if record is None else _error(record)
 
 
 def _error(record: Mapping[str, Any]) -> float | None:

@@ -60,6 +60,7 @@ class Page:
     `judge` names the score of the entries ("Fréchet distance, 5,000 samples"), `selected_by` the one that chose.
     `series_judge` names the score of the lines where it is another, `series_note` explains them.
     `trials` is the table of everything that was scored, its header first. `facts` is provenance: seeds, versions.
+    `gain_error` is the standard error of the difference of before and after on the same seeds.
     """
 
     model: str
@@ -77,6 +78,7 @@ class Page:
     schedule_file: str = "schedule.json"
     samples_note: str = ""
     facts: Mapping[str, str] = field(default_factory=dict[str, str])
+    gain_error: float | None = None
 
     @property
     def title(self) -> str:
@@ -105,11 +107,16 @@ def html(page: Page) -> str:
     )
 
 
-def verdict(before: Entry, after: Entry) -> str:
-    """The result in one sentence, that claims a gain only outside two standard errors of the difference."""
+def verdict(before: Entry, after: Entry, gain_error: float | None = None) -> str:
+    """The result in one sentence, that claims a gain only outside two standard errors of the difference.
+
+    `gain_error` is the standard error of the difference where it was measured on the same seeds; the two errors joined
+    as if they were independent stand for it otherwise.
+    """
     if before.score is None or after.score is None:
         return "Neither was judged on fresh seeds, so look at the samples."
     gain, error = before.score - after.score, math.hypot(before.error or 0.0, after.error or 0.0)
+    error = error if gain_error is None else gain_error
     share = f"{abs(gain) / before.score:.0%}" if before.score > 0 else f"{abs(gain):.3g}"
     known = before.error is not None and after.error is not None
     if known and abs(gain) <= 2 * error:
@@ -126,7 +133,7 @@ def _head(page: Page) -> str:
     if page.costs:
         calls, seconds = sum(c.calls for c in page.costs), sum(c.seconds for c in page.costs)
         cards.append(_card("", f"{calls:,}", f"network calls in all, {_seconds(seconds)}"))
-    lead = f'<p class="lead">{escape(verdict(before, after))}</p>' if before and after else ""
+    lead = f'<p class="lead">{escape(verdict(before, after, page.gain_error))}</p>' if before and after else ""
     judge = f'<p class="note">{escape(page.judge)}, lower is better. Method: {escape(page.method)}.</p>'
     return f'<h1>{escape(page.title)}</h1>\n{lead}\n<div class="cards">{"".join(cards)}</div>\n{judge}'
 
