@@ -109,7 +109,8 @@ class Delivery:
         with self._counted("chart"):
             series, samples = self._around(metric)
         note = (
-            f"Searched with {self.found.nfe} calls. A search with another number, in a folder beside, adds its point."
+            "All points are of the same seeds, so their differences are surer than the bars. "
+            f"Searched with {self.found.nfe} calls; a search with another number, in a folder beside, adds its point."
         )
         return series, f"{self.found.selected_by}, {samples} fresh samples", note
 

@@ -60,13 +60,19 @@ def image_grid(samples: Tensor | Bytes, *, columns: int | None = None, gap: int 
         raise ArgumentError("samples is empty; a grid needs at least one image")
     cells = cells.repeat(scale, axis=1).repeat(scale, axis=2)
     n, height, width, channels = cells.shape
-    across = columns or math.ceil(math.sqrt(n))
+    across = columns or _columns(n)
     down = math.ceil(n / across)
     grid = np.full((down * (height + gap) - gap, across * (width + gap) - gap, channels), PAPER, np.uint8)
     for i, cell in enumerate(cells):
         top, left = (i // across) * (height + gap), (i % across) * (width + gap)
         grid[top : top + height, left : left + width] = cell
     return grid
+
+
+def _columns(n: int) -> int:
+    """The width of a nearly square grid, wider by up to half where that leaves no empty cell."""
+    least = math.ceil(math.sqrt(n))
+    return next((width for width in range(least, math.ceil(1.5 * least) + 1) if n % width == 0), least)
 
 
 def comfortable_scale(size: int, wanted: int = 80) -> int:
