@@ -98,7 +98,8 @@ def test_sixteen_bit_latents_accumulate_in_float32(dtype):
 
 
 @pytest.mark.parametrize(("solver", "options", "allowed"), [
-    (solvers.dpmpp_3m, {}, 3 + 2), (solvers.dpmpp_2m, {}, 2 + 2), (solvers.deis, {"order": 3}, 2 * 3 + 2), (solvers.ipndm, {"order": 4}, 2 * 4 + 2),
+    (solvers.dpmpp_3m, {}, 3 + 2), (solvers.dpmpp_2m, {}, 2 + 2), (solvers.deis, {"order": 3}, 2 * 3 + 2),
+    (solvers.ipndm, {"order": 4}, 2 * 4 + 2),
 ])  # fmt: skip
 def test_a_long_run_forgets(solver, options, allowed):
     """A 200-step teacher holds order + 2 tensors (data basis), 2 order + 2 (noise basis), at every network call."""

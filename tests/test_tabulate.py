@@ -338,7 +338,7 @@ def test_convergence_rates(name):
 
 
 def test_known_error_sizes():
-    """RMS at 20 uniform-lambda steps as measured independently for the specification (another set of starts: factor 2)."""
+    """RMS at 20 uniform-lambda steps as measured independently (another set of starts: factor 2)."""
     for name, size in {
         "order1": 8.5e-2,
         "order2": 2.1e-2,
@@ -357,7 +357,9 @@ def test_known_error_sizes():
     lambda n: (Step(order=2, tau=0.7, scaling="bh2"),) * n,
     lambda n: (Step("noise", order=2, variable="time"),) * n,
     lambda n: (Step(order=2, variable="rho", kernel="er_sde"),) * n,
-    lambda n: (Step(node=Inner(0.4, of=Down(0.8))), Step(start=-2, order=2, active=((-1,),), node=Down(0.8)), Renoise()) * n,
+    lambda n: (
+        Step(node=Inner(0.4, of=Down(0.8))), Step(start=-2, order=2, active=((-1,),), node=Down(0.8)), Renoise(),
+    ) * n,
 ])  # fmt: skip
 def test_gradients_in_the_times(family, moves):
     noise, n = NOISES[family], 4
@@ -422,7 +424,7 @@ def test_pseudo_corrector_changes_the_state_only():
 
 
 def test_implicit_corrector_of_ddim_with_bh2_is_heun():
-    """Up to the second call that EDM's Heun makes anyway: Heun = DDIM, corrected with bh2 in the noise basis, called again."""
+    """Up to the second call that Heun makes: Heun = DDIM, corrected with bh2 in the noise basis, called again."""
     noise, times = ns.EDM(), grid(ns.EDM(), 5)
     heun = solvers.heun(times).tabulate(noise)
     usf = SolverSchedule(
@@ -478,7 +480,7 @@ def test_nfe_is_the_number_of_calls_made():
         made = []
         table = f(grid(ns.EDM(), 5)).tabulate(ns.EDM())
         sample(
-            lambda x, t, _: made.append(t) or 0.3 * x + t,
+            lambda x, t, _, made=made: made.append(t) or 0.3 * x + t,
             table,
             start=torch.ones(1, 2),
             noise=lambda m: torch.zeros(1, 2),

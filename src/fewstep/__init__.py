@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from fewstep import times as times
     from fewstep.denoiser import Denoiser as Denoiser
     from fewstep.denoiser import from_callable as from_callable
+    from fewstep.found import Found as Found
     from fewstep.models import load as load
     from fewstep.noise import NoiseSchedule as NoiseSchedule
-    from fewstep.found import Found as Found
     from fewstep.optimizing import optimize as optimize
     from fewstep.randomness import CalibrationSeeds as CalibrationSeeds
     from fewstep.randomness import ReportSeeds as ReportSeeds

@@ -35,7 +35,7 @@ class DenoiserError(FewstepError):
 
 
 class NotATable(FewstepError):
-    """A foreign sampler is not linear in the network's outputs; carries the measured defect and the row where it is largest."""
+    """A foreign sampler is not linear in the network's outputs; carries the largest measured defect and its row."""
 
     def __init__(self, message: str, *, defect: float = float("nan"), row: int | None = None) -> None:
         super().__init__(message)

@@ -78,7 +78,8 @@ class SolverSchedule:
         for k in range(1, len(values)):
             if not values[k] < values[k - 1]:
                 raise TimesError(
-                    f"times must fall strictly: entry {k} ({values[k]!r}) does not lie below entry {k - 1} ({values[k - 1]!r}). Remove the repeat or sort them"
+                    f"times must fall strictly: entry {k} ({values[k]!r}) does not lie below entry {k - 1} "
+                    f"({values[k - 1]!r}). Remove the repeat or sort them"
                 )
         require(self.afs in AFS, f"afs={self.afs!r}: choose None, 'zero', 'unit' or 'mean'")
         advance = sum(move.node is None for move in self.steps)

@@ -151,8 +151,8 @@ def _finish(b: Builder, schedule: SolverSchedule, mean: Tensor | None) -> Tablea
         A=part(STATE, rows), B=part(OUTPUT, rows), C=part(NOISE, b.draws), K=part(CONSTANT, int(mean is not None)),
         times=_vector([p.time for p in b.places]), model_times=_vector(b.told),
         alpha=_vector([p.alpha for p in b.places]), sigma=_vector([p.sigma for p in b.places]),
-        constants=() if mean is None else (mean,), noise=b.noise, schedule=schedule, expected=tuple(dict.fromkeys(b.expected)),
-        notes=tuple(b.notes), name=schedule.name,
+        constants=() if mean is None else (mean,), noise=b.noise, schedule=schedule,
+        expected=tuple(dict.fromkeys(b.expected)), notes=tuple(b.notes), name=schedule.name,
     ).verify()  # fmt: skip
 
 
