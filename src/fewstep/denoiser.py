@@ -207,7 +207,9 @@ class Network(Denoiser):
         wide = torch.promote_types(x.dtype, torch.float32)
         inputs = x if scale is None else x.to(wide) * scale
         outputs = self._received(self.call(inputs.to(self.network_dtype or x.dtype), told, condition), x, t)
-        return tuple((skip * inputs.to(wide) + gain * out.to(wide)).to(x.dtype) for out in outputs)
+        if isinstance(skip, Tensor) or isinstance(gain, Tensor):
+            return tuple((skip * inputs.to(wide) + gain * out.to(wide)).to(x.dtype) for out in outputs)
+        return tuple(torch.mul(inputs.to(wide), skip).add_(out.to(wide), alpha=gain).to(x.dtype) for out in outputs)
 
     def _reading(self, t: Time) -> Reading:
         """What a time means here; kept for plain numbers, since the few float64 operations behind it take as long as a
