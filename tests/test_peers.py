@@ -17,7 +17,18 @@ from fewstep import noise, solvers
 from fewstep.errors import NotATable
 from fewstep.probe import probe
 
-from .golden import Golden, cases_diffusers, from_record, hosts, load, names, ours_diffusers, ours_k_diffusion, store
+from .golden import (
+    Golden,
+    cases_diffusers,
+    from_record,
+    hosts,
+    load,
+    names,
+    ours_diffusers,
+    ours_k_diffusion,
+    ours_reference,
+    store,
+)
 from .golden.compare import gap
 
 EXACT, FLOAT32 = 1e-9, 1e-6
@@ -25,6 +36,8 @@ EXACT, FLOAT32 = 1e-9, 1e-6
 
 FLOAT32_LEVELS = {"kdpm2", "kdpm2_ancestral", "helios unipc", "lcm"}
 """Cases whose middle levels or times are float32 numbers made from float32 numbers; lcm mixes in 1e-7 of its state."""
+
+GITS = [80.0, 10.9836, 3.8811, 1.584, 0.5666, 0.1698, 0.002]
 
 # ------------------------------------------------------------------------------------------------- k-diffusion
 
@@ -124,6 +137,88 @@ def test_dpm_sde_is_equal_but_for_the_correlation_of_its_draws(case: str) -> Non
     found = gap(golden, tableau)
     assert found.weights.max() < EXACT and found.variance < EXACT
     assert found.covariance == pytest.approx(0.71, abs=0.01)
+
+
+# -------------------------------------------------------------------------------- the authors' own implementations
+
+R_UNEQUAL = {
+    *(f"diff_sampler ipndm_v {order} gits" for order in (3, 4)), "diff_sampler ipndm_v 4 equal",
+    *(f"diff_sampler deis tab {order} gits" for order in (2, 3)),
+    *(f"er_sde {kind} {order}" for kind in ("ve", "vp") for order in (2, 3)),
+}  # fmt: skip
+"""Their bugs and crude sums: each has a test below."""
+R_NO_COUNTERPART = {f"uni_pc vary_coeff {kind} {order}" for kind in ("data", "noise") for order in (2, 3)}
+"""UniPC's third variant, whose coefficient matrix is not one of Taylor's: only bh1 and bh2 are in use."""
+
+
+@pytest.mark.parametrize("case", [n.split("/", 1)[1] for n in names("reference")])
+def test_equal_to_the_authors_code(case: str) -> None:
+    if case in R_UNEQUAL | R_NO_COUNTERPART:
+        assert f"reference/{case}" in names("reference")
+        return
+    golden = load(f"reference/{case}").exploding()
+    found = gap(golden, ours_reference.ours(case, golden))
+    assert found.worst < EXACT and found.times < EXACT
+
+
+def step_weights(outputs: torch.Tensor, levels: torch.Tensor, row: int) -> torch.Tensor:
+    """Weights w of a step's noises, newest first: `dx = dsigma sum_j w_j (x_j - D_j) / sigma_j`."""
+    noises = (outputs[:row, :row] - torch.eye(row, dtype=torch.float64)) / levels[:row, None]
+    moved = (outputs[row, :row] - outputs[row - 1, :row]) / (levels[row] - levels[row - 1])
+    return torch.linalg.solve(noises.T, moved).flip(0)
+
+
+def test_ipndm_v_of_diff_sampler_is_wrong_from_order_3() -> None:
+    """Precedence and sign slips (their lines 460 to 476): with equal steps order 4 has [57, -65, 43, -11] / 24."""
+    golden = load("reference/diff_sampler ipndm_v 3 gits")
+    third = step_weights(golden.outputs, golden.ratio, 3)
+    assert third.tolist() == pytest.approx([1.660, -0.711, 0.051], abs=1e-3)
+    ours = solvers.adams_bashforth(torch.tensor(GITS, dtype=torch.float64), order=3).tabulate(noise.EDM())
+    exact = step_weights(ours.unrolled().B, golden.ratio, 3)
+    assert exact.tolist() == pytest.approx([1.18005294, -0.18194055, 0.00188761], abs=1e-7)
+    for name, weights in (("ipndm_v 4 equal", [57, -65, 43, -11]), ("ipndm 4 equal", [55, -59, 37, -9])):
+        golden = load(f"reference/diff_sampler {name}")
+        assert (24 * step_weights(golden.outputs, golden.ratio, 4)).tolist() == pytest.approx(weights, abs=1e-9)
+
+
+@pytest.mark.parametrize("order", [2, 3])
+def test_deis_tab_of_diff_sampler_is_a_riemann_sum(order: int) -> None:
+    """10,000 points with both ends counted: errors of 1e-5 and more in the weights. Its fitted beta is negative near time 0, too."""
+    golden = load(f"reference/diff_sampler deis tab {order} gits")
+    low, high = math.log1p(0.002**2), math.log1p(80.0**2)
+    slope = 2 * (low / 1e-3 - high) / (1e-3 - 1)
+    least = high - slope / 2
+    assert least == pytest.approx(-0.0046, abs=1e-3)
+    row = order  # the first step of full order
+    lengths = golden.ratio.square().log1p()
+    time = ((least**2 + 2 * slope * lengths).sqrt() - least) / slope
+    # int L_j(time(rho)) drho by the midpoint rule in time, finely.
+    n = 200_000
+    ts = time[row - 1] + (time[row] - time[row - 1]) * (torch.arange(n, dtype=torch.float64) + 0.5) / n
+    rho = (0.5 * slope * ts**2 + least * ts).expm1().sqrt()
+    measure = (slope * ts + least) * (rho**2 + 1) / (2 * rho) * (time[row] - time[row - 1]) / n
+    support = [row - 1 - k for k in range(order)]
+    exact = torch.stack([
+        (measure * math.prod([(ts - time[k]) / (time[j] - time[k]) for k in support if k != j])).sum() for j in support
+    ]) / (golden.ratio[row] - golden.ratio[row - 1])  # fmt: skip
+    error = (step_weights(golden.outputs, golden.ratio, row)[:order] - exact).abs().max().item()
+    assert exact.sum() == pytest.approx(1.0, abs=1e-9)
+    assert 5e-6 < error < 1e-4
+
+
+@pytest.mark.parametrize("kind", ["ve", "vp"])
+@pytest.mark.parametrize(("order", "size"), [(2, 4.5e-3), (3, 7.3e-3)])
+def test_er_sde_sums_its_integrals_over_a_hundred_points(kind: str, order: int, size: float) -> None:
+    golden = load(f"reference/er_sde {kind} {order}").exploding()
+    found = gap(golden, ours_reference.ours(f"er_sde {kind} {order}", golden))
+    assert found.noise < EXACT and found.weights.max() == pytest.approx(size, rel=0.05)
+
+
+def test_diff_sampler_thresholds_whether_asked_or_not() -> None:
+    """Its DPM-Solver++ in the data basis clips by a quantile always, so that it is not a table."""
+    refused = store.roster("refused")
+    assert len(refused) == 4 and all(line.startswith("diff_sampler dpm_pp data") for line in refused)
+    assert all(float(line.rsplit(" ", 1)[1]) > 0.5 for line in refused)
 
 
 # -------------------------------------------------------------------------------- what is wrong, and by how much

@@ -32,21 +32,24 @@ class Gap:
         return max(self.weights.max().item(), self.noise)
 
 
-def rows_of(tableau: Tableau) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`(start, outputs, noise, ratio)` at the evaluated rows and the sample."""
+def rows_of(tableau: Tableau, *, exploding: bool = False) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`(start, outputs, noise, ratio)` at the evaluated rows and the sample; exploding: of states over their alpha."""
     a, b, c, _ = tableau.expanded
+    if exploding:
+        alpha = tableau.alpha
+        a, b, c = a * alpha[0] / alpha, b / alpha[:, None], c / alpha[:, None]
     keep = [i for i, e in enumerate(tableau.evaluated) if e] + [tableau.rows - 1]
     used = (c != 0).any(0)
     return a[keep], b[keep][:, keep[:-1]], c[keep][:, used], (tableau.sigma / tableau.alpha)[keep]
 
 
-def gap(golden: Golden, tableau: Tableau) -> Gap:
-    """How far our table is from a golden one of the same frame.
+def gap(golden: Golden, tableau: Tableau, *, exploding: bool = False) -> Gap:
+    """How far our table is from a golden one of the same frame (exploding: ours is divided by alpha first).
 
     Raises:
         AssertionError: they do not make the same number of network calls.
     """
-    start, outputs, noise, ratio = rows_of(tableau)
+    start, outputs, noise, ratio = rows_of(tableau, exploding=exploding)
     assert outputs.shape == golden.outputs.shape, (
         f"{outputs.shape[1]} network calls, theirs makes {golden.outputs.shape[1]}"
     )

@@ -18,7 +18,7 @@ from fewstep.adapters import k_diffusion as kd_adapter
 from fewstep.probe import Host, probe
 from fewstep.script import Script
 
-from . import cases_diffusers, store
+from . import cases_diffusers, references, store
 
 Tables = dict[str, dict[str, Any]]
 
@@ -191,4 +191,8 @@ def write_diffusers() -> dict[str, Tables]:
     return {"diffusers": {name: read_diffusers(name) for name in cases_diffusers.CASES}}
 
 
-WRITERS: dict[str, Callable[..., dict[str, Tables]]] = {"k_diffusion": write_k_diffusion, "diffusers": write_diffusers}
+WRITERS: dict[str, Callable[..., dict[str, Tables]]] = {
+    "k_diffusion": write_k_diffusion,
+    "diffusers": write_diffusers,
+    "reference": references.write,
+}
