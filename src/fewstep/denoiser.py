@@ -172,7 +172,7 @@ class Counter:
 MOST_READINGS = 4096
 
 
-class Reading(NamedTuple):
+class TimeReading(NamedTuple):
     """What one time means to a network: its input is `scale x`, `x_0 = skip * input + gain * output`."""
 
     time: Tensor
@@ -199,7 +199,7 @@ class Network(Denoiser):
         self.foreign = self.network_noise != self.noise
         self.time: TimeScale | Callable[[Tensor], Tensor] = own_time_scale(self.network_noise) if time is None else time
         self.network_dtype = network_dtype
-        self._readings: dict[float, Reading] = {}
+        self._readings: dict[float, TimeReading] = {}
         network_time(self.network_noise, as_float64(self.network_noise.t_max), self.time)  # an unknown scale fails here
 
     def _outputs(self, x: Tensor, t: Time, condition: Condition) -> tuple[Tensor, ...]:
@@ -211,7 +211,7 @@ class Network(Denoiser):
             return tuple((skip * inputs.to(wide) + gain * out.to(wide)).to(x.dtype) for out in outputs)
         return tuple(torch.mul(inputs.to(wide), skip).add_(out.to(wide), alpha=gain).to(x.dtype) for out in outputs)
 
-    def _reading(self, t: Time) -> Reading:
+    def _reading(self, t: Time) -> TimeReading:
         """What a time means here; kept for plain numbers, since the few float64 operations behind it take as long as a
         whole step of a sampler.
         """
@@ -220,17 +220,17 @@ class Network(Denoiser):
         kept = self._readings.get(t)
         if kept is None:
             told, scale, skip, gain = self._read(t)
-            kept = Reading(told, None if scale is None else float(scale), float(skip), float(gain))
+            kept = TimeReading(told, None if scale is None else float(scale), float(skip), float(gain))
             if len(self._readings) >= MOST_READINGS:
                 self._readings.clear()
             self._readings[t] = kept
         return kept
 
-    def _read(self, t: Time) -> Reading:
+    def _read(self, t: Time) -> TimeReading:
         own_t, scale, alpha, sigma = self.translate(t)
         require_alpha(self.prediction, alpha, t)
         skip, gain = data_coefficients(self.prediction, alpha, sigma)
-        return Reading(network_time(self.network_noise, own_t, self.time), scale, skip, gain)
+        return TimeReading(network_time(self.network_noise, own_t, self.time), scale, skip, gain)
 
     def translate(self, t: Time) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
         """`(time, scale, alpha, sigma)` of the network's own schedule at this noise level; its input is `scale x`."""

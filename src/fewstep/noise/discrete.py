@@ -86,12 +86,13 @@ class Discrete(NoiseSchedule):
     def _between(self, t: Time) -> tuple[Tensor, Tensor]:
         t = as_float64(t)
         alpha, sigma, angle = self._knots
+        # take, not [k]: a compiled graph would read the number behind a 0-d index, and break.
         k = (t.detach() + 1).long().clamp(0, len(angle) - 2)
         f = t + 1 - k
-        gap = angle[k + 1] - angle[k]
+        gap = angle.take(k + 1) - angle.take(k)
         whole = torch.sin(gap)
         here, there = torch.sin((1 - f) * gap) / whole, torch.sin(f * gap) / whole
-        return here * alpha[k] + there * alpha[k + 1], here * sigma[k] + there * sigma[k + 1]
+        return here * alpha.take(k) + there * alpha.take(k + 1), here * sigma.take(k) + there * sigma.take(k + 1)
 
     def alpha(self, t: Time) -> Tensor:
         return self._between(t)[0]
@@ -110,7 +111,7 @@ class Discrete(NoiseSchedule):
         wanted = torch.atan(torch.exp(-as_float64(lam)))
         angle = self._knots[2]
         k = torch.searchsorted(angle, wanted.detach().contiguous(), right=True).sub(1).clamp(0, len(angle) - 2)
-        return (wanted - angle[k]) / (angle[k + 1] - angle[k]) + k - 1
+        return (wanted - angle.take(k)) / (angle.take(k + 1) - angle.take(k)) + k - 1
 
     def to_dict(self) -> dict[str, Any]:
         if self.recipe is not None:
