@@ -85,7 +85,7 @@ BFLOAT16 = "-bfloat16"
 
 
 class Halved(torch.nn.Module):
-    """A U-Net under bfloat16 autocast, as it was trained, and compiled; EDM's preconditioning around it stays float32."""
+    """A U-Net under bfloat16 autocast, as it was trained, and compiled; the preconditioning around it stays float32."""
 
     def __init__(self, unet: torch.nn.Module) -> None:
         super().__init__()
@@ -104,9 +104,7 @@ def in_bfloat16(model: Denoiser) -> Denoiser:
     while isinstance(inner, Denoiser):
         inner = inner.fn
     inner.network.net = Halved(inner.network.net)
-    return Denoiser(
-        model, noise=model.noise, shape=model.shape, null_condition=model.null_condition, fingerprint=name
-    )
+    return Denoiser(model, noise=model.noise, shape=model.shape, null_condition=model.null_condition, fingerprint=name)
 
 
 @torch.no_grad()
