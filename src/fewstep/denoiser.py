@@ -7,25 +7,17 @@ A denoiser knows its noise schedule and sample shape, counts its real network ca
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fewstep.conditions import Condition
-from fewstep.conventions import (
-    Prediction,
-    TimeScale,
-    data_coefficients,
-    network_time,
-    own_time_scale,
-    per_sample,
-    require_alpha,
-    require_prediction,
-)
+from fewstep.conventions import Prediction, TimeScale, per_sample, require_prediction
+from fewstep.coordinates import Coordinates
 from fewstep.errors import ArgumentError, DenoiserError
 from fewstep.fingerprint import describe, fingerprint_of
-from fewstep.noise import NoiseSchedule, Time, as_float64
+from fewstep.noise import NoiseSchedule, Time
 from fewstep.outputs import check_finite, check_kind
 
 X0Function = Callable[[Tensor, Time, Condition], Tensor | tuple[Tensor, ...]]
@@ -169,19 +161,6 @@ class Counter:
         self.evaluations += rows
 
 
-MOST_READINGS = 4096
-
-
-class TimeReading(NamedTuple):
-    """What one time means to a network: its input is `scale x`, `x_0 = skip * input + gain * output`."""
-
-    time: Tensor
-    """what the network is told, 0-d"""
-    scale: float | Tensor | None
-    skip: float | Tensor
-    gain: float | Tensor
-
-
 class Network(Denoiser):
     """A network in its own conventions as a denoiser; made by `from_callable`, which says what the arguments mean."""
 
@@ -195,52 +174,19 @@ class Network(Denoiser):
         **denoiser: Any,
     ) -> None:
         super().__init__(fn, **denoiser)
-        self.network_noise = self.noise if network_noise is None else network_noise
-        self.foreign = self.network_noise != self.noise
-        self.time: TimeScale | Callable[[Tensor], Tensor] = own_time_scale(self.network_noise) if time is None else time
+        self.coordinates = Coordinates(self.noise, network_noise, self.prediction, time)
+        self.network_noise = self.coordinates.network_noise
+        self.time: TimeScale | Callable[[Tensor], Tensor] = self.coordinates.time
         self.network_dtype = network_dtype
-        self._readings: dict[float, TimeReading] = {}
-        network_time(self.network_noise, as_float64(self.network_noise.t_max), self.time)  # an unknown scale fails here
 
     def _outputs(self, x: Tensor, t: Time, condition: Condition) -> tuple[Tensor, ...]:
-        told, scale, skip, gain = self._reading(t)
+        told, scale, skip, gain = self.coordinates.at(t)
         wide = torch.promote_types(x.dtype, torch.float32)
         inputs = x if scale is None else x.to(wide) * scale
         outputs = self._received(self.call(inputs.to(self.network_dtype or x.dtype), told, condition), x, t)
         if isinstance(skip, Tensor) or isinstance(gain, Tensor):
             return tuple((skip * inputs.to(wide) + gain * out.to(wide)).to(x.dtype) for out in outputs)
         return tuple(torch.mul(inputs.to(wide), skip).add_(out.to(wide), alpha=gain).to(x.dtype) for out in outputs)
-
-    def _reading(self, t: Time) -> TimeReading:
-        """What a time means here; kept for plain numbers, since the few float64 operations behind it take as long as a
-        whole step of a sampler.
-        """
-        if isinstance(t, Tensor) or torch.compiler.is_compiling():
-            return self._read(t)
-        kept = self._readings.get(t)
-        if kept is None:
-            told, scale, skip, gain = self._read(t)
-            kept = TimeReading(told, None if scale is None else float(scale), float(skip), float(gain))
-            if len(self._readings) >= MOST_READINGS:
-                self._readings.clear()
-            self._readings[t] = kept
-        return kept
-
-    def _read(self, t: Time) -> TimeReading:
-        own_t, scale, alpha, sigma = self.translate(t)
-        require_alpha(self.prediction, alpha, t)
-        skip, gain = data_coefficients(self.prediction, alpha, sigma)
-        return TimeReading(network_time(self.network_noise, own_t, self.time), scale, skip, gain)
-
-    def translate(self, t: Time) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-        """`(time, scale, alpha, sigma)` of the network's own schedule at this noise level; its input is `scale x`."""
-        if not self.foreign:
-            return as_float64(t), None, self.noise.alpha(t), self.noise.sigma(t)
-        own_t = self.network_noise.time_of_ratio(self.noise.ratio(t))
-        alpha, sigma = self.network_noise.alpha(own_t), self.network_noise.sigma(own_t)
-        # Not alpha / alpha: a flow model's alpha is 0 at the start.
-        scale = torch.sqrt((alpha**2 + sigma**2) / (self.noise.alpha(t) ** 2 + self.noise.sigma(t) ** 2))
-        return own_t, scale, alpha, sigma
 
     def call(self, inputs: Tensor, time: Tensor, condition: Condition = None) -> Any:
         """The raw network at its own input `[B, *shape]` and its own time (0-d)."""
