@@ -183,7 +183,7 @@ def test_ipndm_v_of_diff_sampler_is_wrong_from_order_3() -> None:
 
 @pytest.mark.parametrize("order", [2, 3])
 def test_deis_tab_of_diff_sampler_is_a_riemann_sum(order: int) -> None:
-    """10,000 points with both ends counted: errors of 1e-5 and more in the weights. Its fitted beta is negative near time 0, too."""
+    """10,000 points, both ends counted: weights off by 1e-5 and more. Its fitted beta is negative near time 0, too."""
     golden = load(f"reference/diff_sampler deis tab {order} gits")
     low, high = math.log1p(0.002**2), math.log1p(80.0**2)
     slope = 2 * (low / 1e-3 - high) / (1e-3 - 1)

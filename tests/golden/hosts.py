@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
 import types
 from collections.abc import Callable
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -179,11 +181,12 @@ def read_diffusers(name: str) -> dict[str, Any]:
 
 
 def diffusers_roster() -> list[str]:
-    """Every scheduler class of diffusers, the two deprecated ones included."""
-    from diffusers.schedulers import _import_structure
-
-    names = {name for names in _import_structure.values() for name in names if name.endswith("Scheduler")}
-    return sorted(names | {"KarrasVeScheduler", "ScoreSdeVpScheduler"})
+    """Every scheduler class in the files of diffusers, deprecated ones too, whether it can be imported or not."""
+    package = importlib.util.find_spec("diffusers")
+    assert package is not None and package.origin is not None
+    files = (Path(package.origin).parent / "schedulers").rglob("scheduling_*.py")
+    classes = re.compile(r"^class (\w+Scheduler)\(.*SchedulerMixin", re.MULTILINE)
+    return sorted(name for file in files for name in classes.findall(file.read_text(encoding="utf-8")))
 
 
 def write_diffusers() -> dict[str, Tables]:
