@@ -20,7 +20,9 @@ def atomic_write_bytes(path: str | Path, data: bytes) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     except OSError as error:
-        raise ArgumentError(f"cannot write {path}: {error.strerror}; give a path in a folder you may write to") from error
+        raise ArgumentError(
+            f"cannot write {path}: {error.strerror}; give a path in a folder you may write to"
+        ) from error
     temporary = Path(name)
     try:
         with os.fdopen(handle, "wb") as file:
