@@ -196,7 +196,7 @@ def whole_page(**changes) -> Page:
         "candidates": [Candidate("a", 8.5, 9.0, 0.2, "after")], "trials": [["candidate", "64"], ["a", "8.5"]],
         "costs": [Cost("race", 1200, 3.0), Cost("report", 800, 9.0)], "facts": {"seeds": "ReportSeeds(8)"},
     }  # fmt: skip
-    return Page("mnist", 5, "ays", "Fréchet distance, 8 samples", **(values | changes))
+    return Page(changes.pop("model", "mnist"), 5, "ays", "Fréchet distance, 8 samples", **(values | changes))
 
 
 def test_the_page_is_self_contained():
@@ -229,6 +229,16 @@ def test_the_page_holds_every_part():
     assert "best &lt;hand&gt;" in text
     assert "fewstep export schedule.json" in text
     assert 'fs.Tableau.load("schedule.json")' in text
+
+
+def test_what_the_page_tells_to_run_is_whole():
+    text = page.html(whole_page(classes=10, schedule_file="my runs/schedule.json", model="mnist?guidance=2"))
+    assert "import torch\nimport fewstep as fs" in text
+    assert "condition=torch.arange(64) % 10" in text
+    assert "Sample k has class k modulo 10" in text
+    assert "fewstep show 'my runs/schedule.json'" in text
+    assert "fewstep compare 'mnist?guidance=2' --nfe 5" in text
+    assert 'fs.load("mnist?guidance=2")' in text
 
 
 def test_vectors_are_drawn_as_points():

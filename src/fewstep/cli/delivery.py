@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 from collections.abc import Generator
@@ -54,6 +55,7 @@ class Delivery:
         """Write `samples.png` and `report.html`; returns all files of the folder that a user should know."""
         from fewstep.files import atomic_write_bytes
         from fewstep.found import SCHEDULE_FILE, SEARCH_FILE
+        from fewstep.networks import classes_of
         from fewstep.report import page
         from fewstep.report.found import page_of
         from fewstep.report.samples import side_by_side
@@ -63,7 +65,8 @@ class Delivery:
         series, judge, note = self._series(around)
         whole = page_of(
             self.found, samples=samples, teacher=self.teacher.tableau, series=series, series_judge=judge,
-            series_note=note, extra_costs=self.costs, command=" ".join(["fewstep", *sys.argv[1:]]),
+            series_note=note, extra_costs=self.costs, command=shlex.join(["fewstep", *sys.argv[1:]]),
+            schedule_file=str(self.folder / SCHEDULE_FILE), classes=classes_of(self.network),
         )  # fmt: skip
         entries = [(e.label, e.samples) for e in whole.entries if e.samples is not None]
         picture = png_of(side_by_side(entries, roles=[e.role for e in whole.entries if e.samples is not None]))

@@ -47,6 +47,8 @@ def page_of(
     series_note: str = "",
     extra_costs: Sequence[Cost] = (),
     command: str = "",
+    schedule_file: str = "schedule.json",
+    classes: int | None = None,
 ) -> Page:
     """The report of a search.
 
@@ -57,6 +59,8 @@ def page_of(
         series: quality against network calls, where it was measured, by `series_judge`; `series_note` explains.
         extra_costs: what the report itself took.
         command: the command line that made it.
+        schedule_file: where the sampler lies.
+        classes: number of classes of the samples.
     """
     entries = [
         _entry(found, "before", "best hand-crafted", found.start, samples, f"{found.solver}, {found.start_origin}"),
@@ -71,6 +75,7 @@ def page_of(
         selected_by=found.selected_by, series=series, series_judge=series_judge, series_note=series_note,
         candidates=candidates(found), trials=trials(found),
         costs=[*costs, *extra_costs], facts=_facts(found, command), gain_error=_gain_error(found),
+        schedule_file=schedule_file, classes=classes,
     )  # fmt: skip
 
 
@@ -120,8 +125,8 @@ def trials(found: Found) -> list[list[str]]:
     counts = sorted({int(n) for record in found.candidates for n in record["scores"]})
     rows = [["candidate", "method", *(f"{n} samples" for n in counts), "fresh"]]
     for record in found.candidates:
-        scores = [record["scores"].get(str(n)) for n in counts] + [record.get("fresh", {}).get("score")]
-        told = ["" if s is None else f"{s:.4g}" if math.isfinite(s) else "overflow" for s in scores]
+        scores = [record["scores"].get(str(n), "") for n in counts] + [record.get("fresh", {}).get("score", "")]
+        told = ["overflow" if s is None else s if s == "" else f"{s:.4g}" for s in scores]
         rows.append([_name(record, True), str(record["method"]), *told])
     return rows
 

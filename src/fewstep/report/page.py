@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -59,6 +60,7 @@ class Page:
 
     `judge` names the score of the entries ("Fréchet distance, 5,000 samples"), `selected_by` the one that chose.
     `series_judge` names the score of the lines where it is another, `series_note` explains them.
+    `classes` is their number where the samples were made with balanced classes, k modulo classes for seed k.
     `trials` is the table of everything that was scored, its header first. `facts` is provenance: seeds, versions.
     `gain_error` is the standard error of the difference of before and after on the same seeds.
     """
@@ -76,7 +78,7 @@ class Page:
     trials: Sequence[Sequence[str]] = ()
     costs: Sequence[Cost] = ()
     schedule_file: str = "schedule.json"
-    samples_note: str = ""
+    classes: int | None = None
     facts: Mapping[str, str] = field(default_factory=dict[str, str])
     gain_error: float | None = None
 
@@ -156,7 +158,8 @@ def _samples(page: Page) -> str:
     shown = [(e, e.samples) for e in page.entries if e.samples is not None and len(e.samples)]
     if not shown:
         return ""
-    note = f"<p>The same seeds in the same places. {escape(page.samples_note)}</p>"
+    labels = f" Sample k has class k modulo {page.classes}." if page.classes else ""
+    note = f"<p>The same seeds in the same places.{labels}</p>"
     if all(images.is_image(tuple(samples.shape[1:])) for _, samples in shown):
         cells = "".join(_picture(e, samples) for e, samples in shown)
         return _section("Samples", note, f'<div class="grids">{cells}</div>')
@@ -240,19 +243,21 @@ def _costs(page: Page) -> str:
 
 
 def _use(page: Page) -> str:
-    name, model = escape(page.schedule_file), escape(page.model)
+    name, model = shlex.quote(page.schedule_file), shlex.quote(page.model)
+    labels = f", condition=torch.arange(64) % {page.classes}" if page.classes else ""
     python = (
-        "import fewstep as fs\n\n"
-        f'model = fs.load("{model}")\n'
-        f'tableau = fs.Tableau.load("{name}")\n'
-        "images = fs.sample(model, tableau, seeds=range(64))"
+        f"{'import torch' + chr(10) if labels else ''}import fewstep as fs\n\n"
+        f'model = fs.load("{page.model}")\n'
+        f'tableau = fs.Tableau.load("{page.schedule_file}")\n'
+        f"images = fs.sample(model, tableau, seeds=range(64){labels})"
     )
     shell = (
         f"fewstep sample {model} --schedule {name} --seeds 0-63 --out grid.png\n"
         f"fewstep compare {model} --nfe {page.nfe} --schedule {name}\n"
         f"fewstep show {name}\nfewstep export {name} --to comfyui"
     )
-    return _section("Use it", f"<p>In Python:</p>\n<pre>{python}</pre>\n<p>From the shell:</p>\n<pre>{shell}</pre>")
+    parts = (("In Python:", python), ("From the shell:", shell))
+    return _section("Use it", *(f"<p>{title}</p>\n<pre>{escape(text, quote=False)}</pre>" for title, text in parts))
 
 
 def _facts(page: Page) -> str:
