@@ -21,6 +21,7 @@ from fewstep.noise import EDM, Flow
 from fewstep.optimizing import optimize
 from fewstep.progress import Event
 from fewstep.randomness import CalibrationSeeds, ReportSeeds, SelectionSeeds
+from fewstep.rules import SolverSchedule
 from fewstep.search import methods
 from fewstep.search.cache import Cache
 from fewstep.search.objective import FrechetJudge, ImageJudge, PairedJudge, Scorer, SlicedJudge
@@ -460,3 +461,24 @@ def test_progress_is_told() -> None:
 def test_public_face() -> None:
     assert fewstep.optimize is optimize and fewstep.Found is Found
     assert math.isfinite(default_calls(1))
+
+
+def test_a_sampler_that_overflows_is_the_worst(tmp_path: Path) -> None:
+    """A judge that cannot score one grid; the record is strict JSON all the same."""
+    bad = times.uniform(NOISE, 3)
+
+    def solver(grid: Tensor) -> SolverSchedule:
+        return solvers.ddim(grid) if not torch.equal(grid, bad) else solvers.ddim(grid + torch.tensor([1e-9, 0, 0, 0]))
+
+    class Overflowing(Counted):
+        def __call__(self, x: Tensor, t: object, condition: object = None) -> Tensor:
+            if float(t) == 80.000000001:
+                raise DenoiserError("overflow")
+            return super().__call__(x, t, condition)
+
+    inner = mixture()
+    net = Overflowing(inner.fn, noise=NOISE, shape=inner.shape, fingerprint="overflowing")
+    result = optimize(net, 3, "dmn", solver=solver, objective=off_the_modes, max_calls=BUDGET, out=tmp_path)
+    (record,) = [c for c in result.candidates if c["origin"] == "uniform"]
+    assert set(record["scores"].values()) == {None} and result.origin != "uniform"
+    json.loads((tmp_path / "search.json").read_text(), parse_constant=lambda name: pytest.fail(f"{name} in the file"))

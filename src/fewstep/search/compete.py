@@ -20,7 +20,7 @@ from fewstep.search.ledger import Ledger
 from fewstep.search.methods import AYS, HAND, Source
 from fewstep.search.objective import Scorer
 from fewstep.search.plan import AROUND, FINALISTS, Plan
-from fewstep.search.select import Candidate, Race
+from fewstep.search.select import Candidate, Race, finite
 
 THINNED = 5
 """Grids of each way down that may enter before its best are known."""
@@ -108,7 +108,7 @@ class Competition:
         with self.ledger.stage("finals", self.plan.stages["finals"]):
             for k, candidate in enumerate(entries):
                 scores[k] = self._safely(self._finals, candidate, count)
-                candidate.about["fresh"] = {"samples": count, "score": scores[k]}
+                candidate.about["fresh"] = {"samples": count, "score": finite(scores[k])}
                 best = min(scores, key=lambda j: scores[j])
                 self._progress(Event("finals", k + 1, len(entries), f"{scores[best]:.4g} {entries[best].origin}"))
         winner = entries[min(scores, key=lambda j: scores[j])]

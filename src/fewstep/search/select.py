@@ -6,6 +6,7 @@ different counts are never compared (a Fréchet distance falls with the count): 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -48,15 +49,20 @@ class Candidate:
         return bool((self.log_ratios - other.log_ratios).abs().max() < SAME)
 
     def record(self) -> dict[str, Any]:
-        """Plain data."""
+        """Plain data; a score that overflowed is None, for JSON knows no infinity."""
         return {
             "origin": self.origin,
             "method": self.method,
             "solver": self.solver,
             "times": self.schedule.times.tolist(),
-            "scores": {str(count): value for count, value in sorted(self.scores.items())},
+            "scores": {str(count): finite(value) for count, value in sorted(self.scores.items())},
             **self.about,
         }
+
+
+def finite(score: float) -> float | None:
+    """The score, or None if it is none."""
+    return score if math.isfinite(score) else None
 
 
 class Race:
