@@ -52,6 +52,12 @@ pytest: $(VENV)/.tools
 slow: $(VENV)/.tools
 	$(BIN)/pytest -n auto --maxprocesses 8 -m slow
 
+# Each prints the figures that the documentation quotes; the quality phases resume where they were stopped.
+bench: $(VENV)/.tools
+	$(BIN)/python -m benchmarks.overhead
+	$(BIN)/python -m benchmarks.network
+	for phase in analytic screen optimise final report; do $(BIN)/python -m benchmarks.quality $$phase || exit 1; done
+
 figures: $(VENV)/.tools
 	$(BIN)/python docs/figures.py
 
