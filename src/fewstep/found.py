@@ -111,6 +111,7 @@ class Found:
                 f"the record has version {record.get('version')!r}, this fewstep reads up to {VERSION}: update fewstep"
             )
         try:
+            record = {"start_solver": record["solver"], **record}  # early records had one solver, and no name for it
             values = {f.name: record[f.name] for f in fields(Found) if f.name not in ("tableau", "start")}
             return Found(
                 tableau=Tableau.from_dict(record["tableau"]), start=Tableau.from_dict(record["start"]), **values

@@ -63,7 +63,7 @@ def optimize(
             `times -> SolverSchedule`.
         minutes: time to spend; the network's speed is measured first, so results vary with the machine.
         max_calls: network calls to spend at most, everything included (one image through the network once is one call);
-            13,000 for each of `nfe`, at most 150,000, when neither is given.
+            13,000 for each of `nfe`, between 80,000 and 150,000, when neither is given.
         objective: what selects, lower is better: `frechet` (needs a judge), `teacher` (RMS distance to a 60-call run
             from the same noise), a function `images [B, *shape] -> [B]`; `auto` is frechet where features are known,
             else teacher.

@@ -172,8 +172,7 @@ class Gaussian(Problem):
         states, outputs = [first], list[Tensor]()
         for i in range(1, tableau.rows):
             outputs.append(self._denoised(states[-1], told[i - 1], mean))
-            state = torch.einsum("k,kdm->dm", tableau.A[i, :i], torch.stack(states))
-            state = state + torch.einsum("k,kdm->dm", tableau.B[i, :i], torch.stack(outputs))
+            state = _weighted(tableau.A[i, :i], states) + _weighted(tableau.B[i, :i], outputs)
             shift = sum((w * c for w, c in zip(K[i], constants, strict=True)), torch.zeros_like(mean))
             drawn = C[i].expand(self.size, -1)
             states.append(state + torch.cat([shift[:, None], torch.zeros_like(shift)[:, None], drawn], dim=1))
@@ -195,3 +194,11 @@ class Gaussian(Problem):
 def _with_columns(matrix: Tensor, *columns: Tensor) -> Tensor:
     """The matrix with its first columns replaced (out of place, for autograd)."""
     return torch.cat([torch.stack(columns, dim=1), matrix[:, len(columns) :]], dim=1)
+
+
+def _weighted(weights: Tensor, terms: list[Tensor]) -> Tensor:
+    """The weighted sum, over the non-zero weights unless they are to be learned."""
+    keep = list(range(len(terms))) if weights.requires_grad else weights.nonzero()[:, 0].tolist()
+    if not keep:
+        return torch.zeros_like(terms[0])
+    return torch.einsum("k,kdm->dm", weights[keep], torch.stack([terms[k] for k in keep]))

@@ -69,7 +69,7 @@ class Competition:
                 self._enter((c for c in source.hand() if c.origin in best), room)
             if self.method != "ays":
                 for source in self._by_standing()[:2]:
-                    self._enter(source.dmn(), room)
+                    self._enter(source.dmn(4 if self.method == "dmn" else 2), room)
             if self._failure is not None and all(math.isinf(c.scores[self.plan.counts[0]]) for c in self.race.entries):
                 raise self._failure
 

@@ -24,6 +24,7 @@ METHODS = ("auto", "ays", "dmn")
 RECOMMENDED = ("dpmpp_2m", "unipc", "ipndm", "dpmpp_3m")
 """What `solver="auto"` tries: multistep solvers, one network call a step, each the best of its family somewhere."""
 DMN_OPTIONS: tuple[dict[str, Any], ...] = ({"p": 1.0}, {"p": 2.0}, {"p": 1.0, "order": 2}, {"p": 1.0, "truncation": 0})
+"""The authors' two exponents come first; `auto` takes only those."""
 HAND, DMN, AYS, GUESS = "hand", "dmn", "ays", "surrogate"
 
 LEAST_STEP = 0.05
@@ -70,11 +71,11 @@ class Source:
                 continue
             yield from _some(self.candidate(grid, HAND, name))
 
-    def dmn(self) -> Iterator[Candidate]:
-        """DMN's minimisers, for several exponents and orders of the bound."""
+    def dmn(self, variants: int) -> Iterator[Candidate]:
+        """DMN's minimisers, for that many variants of the bound."""
         if self.steps < 2:
             return
-        for options in DMN_OPTIONS:
+        for options in DMN_OPTIONS[:variants]:
             said = ", ".join(f"{key}={value:g}" for key, value in options.items())
             yield from _some(
                 self.candidate(dmn_times(self.noise, self.steps, **options), DMN, f"DMN, {said}", **options)
@@ -93,10 +94,10 @@ class Source:
     def thinned(self, order: Sequence[str], count: int) -> Iterator[Candidate]:
         """Snapshots of the ways down from the starts in `order`, in turns: each way's best guess first.
 
-        The middle of a way is its best guess: early snapshots are close to the start, late ones past the optimum.
+        The first sweep is still close to the start and the late ones are past the optimum, so the second comes first.
         """
         picks = [self.ways[name].thinned(count) for name in order if name in self.ways]
-        for k in _from_the_middle(count):
+        for k in sorted(range(count), key=lambda k: (abs(k - 1.25), k)):
             for way in picks:
                 if k < len(way):
                     yield from _some(self.snapshot(way[k]))
@@ -174,9 +175,3 @@ def _own_solver(noise: NoiseSchedule, solver: Solver, nfe: int) -> Source:
 
 def _some(candidate: Candidate | None) -> list[Candidate]:
     return [] if candidate is None else [candidate]
-
-
-def _from_the_middle(count: int) -> list[int]:
-    """0..count-1, the middle first, then outwards."""
-    middle = (count - 1) / 2
-    return sorted(range(count), key=lambda k: (abs(k - middle), k))

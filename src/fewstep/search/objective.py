@@ -246,7 +246,9 @@ class Scorer:
             known = ~one.isnan().any(1)
             one, two = one[known], two[known]
             groups = min(GROUPS, len(one))
-            group = torch.arange(len(one), device="cpu") % groups
+            # Dealt at random: neighbouring seeds may have neighbouring labels, and a group must not be a set of classes.
+            shuffled = torch.randperm(len(one), generator=torch.Generator("cpu").manual_seed(0), device="cpu")
+            group = shuffled % groups
             parts = [judge.score(one[group != k]) - judge.score(two[group != k]) for k in range(groups)]
             spread = torch.tensor(parts, dtype=torch.float64, device="cpu").var(correction=0).item()
             out[judge.name] = {

@@ -12,7 +12,7 @@ from typing import Any
 
 from fewstep.errors import ArgumentError
 
-REPORT, PAIRED, GRAM = 0.16, 0.05, 0.20
+REPORT, PAIRED, GRAM = 0.28, 0.05, 0.13
 """Shares of the final figures, of the teacher behind the paired figure, of the noising paths; the race has the rest."""
 FINALISTS = 4
 """The best three and the best hand-crafted grid."""
@@ -20,10 +20,12 @@ LEAST = 48
 """Samples of a final figure, at least: fewer give no standard error."""
 AROUND = 0.2
 """Part of the race's entries that is kept for the neighbours of the best."""
-ENTRIES = {"dmn": 18, "ays": 40, "auto": 28}
+ENTRIES = {"dmn": 16, "ays": 40, "auto": 36}
 """Entries that the race is laid out for; a larger budget first goes into more images for each."""
-GUESSES = {"dmn": 0, "ays": 0, "auto": 22}
+GUESSES = {"dmn": 0, "ays": 0, "auto": 16}
 """Places that the surrogate may propose."""
+LAST = 8
+"""Images of the last round and of the finals, in those of the first: a few bad samples weigh much in a small set."""
 MOST_IMAGES = 256
 """Images of the first round, at most; what is left of a large budget goes into more entries."""
 
@@ -70,8 +72,8 @@ class Plan:
 
 
 def default_calls(nfe: int) -> int:
-    """The budget when none is given: 13,000 a step, at most 150,000."""
-    return min(150_000, 13_000 * nfe)
+    """The budget when none is given: 80,000, or 13,000 a step, at most 150,000."""
+    return min(150_000, max(80_000, 13_000 * nfe))
 
 
 def plan(
@@ -163,12 +165,14 @@ class _Shape:
 
     def fill(self, calls: int, selection: int | None) -> tuple[tuple[int, ...], tuple[int, ...], int, int]:
         """Counts, rooms, guesses, and the images of the finals, that `calls` can pay for."""
-        # In images of the first round: 2.2 for each entry with its later rounds, 2 for each guess, 6 for each finalist.
-        whole = 2.2 * self.entries + 2 * self.guesses + 6 * FINALISTS
-        unit = _between(calls / (self.one * whole + 12 * self.taught_one), 8 if self.taught_one else 16, MOST_IMAGES)
+        # In images of the first round: 2.5 for each entry with its later rounds, 2 for each guess, 8 for each finalist.
+        whole = 2.5 * self.entries + 2 * self.guesses + LAST * FINALISTS
+        unit = _between(
+            calls / (self.one * whole + 2 * LAST * self.taught_one), 8 if self.taught_one else 16, MOST_IMAGES
+        )
         if selection is not None:
-            unit = min(unit, max(8, selection // 12))
-        counts, fresh = (unit, 2 * unit, 6 * unit), 6 * unit
+            unit = min(unit, max(8, selection // (2 * LAST)))
+        counts, fresh = (unit, 2 * unit, LAST * unit), LAST * unit
         rest = calls - FINALISTS * fresh * self.one - (counts[-1] + fresh) * self.taught_one
         entries = int(rest / self.one / unit)
         while entries > 0:
@@ -191,7 +195,7 @@ def _enough(nfe: int, batch_cost: int, teacher: int, klub: bool, made: bool, tau
     calls = 200 * LEAST * nfe * batch_cost // 10
     if klub:
         calls += 64 * 96 * batch_cost
-    return int(1.5 * calls + (64 * made + 64 * taught + 16) * teacher * batch_cost)
+    return int(2 * calls + (64 * made + 64 * taught + 16) * teacher * batch_cost)
 
 
 def _between(value: float, low: int, high: int) -> int:
