@@ -27,7 +27,7 @@ $(VENV)/.tools: $(VENV)/.library
 	@touch $@
 
 demo: $(VENV)/.library
-	$(BIN)/fewstep optimize mnist --nfe 6 --out $(OUT)
+	$(BIN)/fewstep optimize mnist --nfe 4 --out $(OUT)
 
 test: check pytest
 

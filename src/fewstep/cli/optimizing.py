@@ -27,7 +27,7 @@ def optimize(
     solver: Annotated[str, typer.Option(help="A named solver (`fewstep solvers`), or auto for several.")] = "dpmpp_2m",
     minutes: Annotated[float | None, typer.Option(help="Time to spend; the number of calls follows from it.")] = None,
     max_calls: Annotated[
-        int | None, typer.Option(help="Network calls to spend in all.", show_default="13,000 for each of --nfe, 80,000 to 150,000")
+        int | None, typer.Option(help="Network calls to spend in all.", show_default="13,000 for each of --nfe")
     ] = None,
     objective: Annotated[
         str, typer.Option(help="What selects: frechet, teacher, or auto (frechet where features are known).")

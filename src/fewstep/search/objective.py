@@ -246,7 +246,7 @@ class Scorer:
             known = ~one.isnan().any(1)
             one, two = one[known], two[known]
             groups = min(GROUPS, len(one))
-            # Dealt at random: neighbouring seeds may have neighbouring labels, and a group must not be a set of classes.
+            # Dealt at random: neighbouring seeds have neighbouring labels, and a group must not be a set of classes.
             shuffled = torch.randperm(len(one), generator=torch.Generator("cpu").manual_seed(0), device="cpu")
             group = shuffled % groups
             parts = [judge.score(one[group != k]) - judge.score(two[group != k]) for k in range(groups)]
