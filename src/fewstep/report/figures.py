@@ -161,7 +161,7 @@ def quality_figure(series: Sequence[Series], *, judge: str, xlabel: str = "netwo
             if len(s.x) == 1 and s.role != "teacher":
                 at: dict[str, Any] = {
                     "xycoords": "data",
-                    "xytext": (8, 0),
+                    "xytext": (8, 9),
                     "textcoords": "offset points",
                     "va": "center",
                     "fontsize": 8.5,
