@@ -21,7 +21,7 @@ from fewstep.tableau import Tableau
 
 COMMANDS = ("optimize", "sample", "compare", "show", "export", "models", "solvers", "times")
 PROBLEM = "problem:gaussian"
-TINY = ["--max-calls", "14000", "--no-around", "-q"]
+TINY = ["--max-calls", "40000", "--no-around", "-q"]
 
 
 @pytest.fixture(autouse=True)
