@@ -38,6 +38,19 @@ def test_lam_falls_with_time_and_inverts(noise):
     assert (noise.time_of_ratio(noise.ratio(t)) - t).abs().max() <= 1e-10 * max(1.0, noise.t_max)
 
 
+def test_scalars_are_the_tensors(noise):
+    """The float path that tables use agrees with the differentiable one."""
+    times = [noise.t_clean, noise.t_max, *interior(noise, 37).tolist()]
+    for t in times:
+        for one, two in zip(noise.scalar_levels(t), noise.levels(t), strict=True):
+            assert one == two.item() or abs(one - two.item()) <= 1e-14 * max(1.0, abs(one))
+    ends = (-math.inf,) if noise.alpha(noise.t_max) == 0 else ()
+    for lam in (*ends, -3.0, 0.1, 4.0, math.inf):
+        assert abs(noise.scalar_time_of_lam(lam) - noise.time_of_lam(lam).item()) <= 1e-11 or noise.family == "edm"
+    for ratio in (0.0, 0.01, 1.0, 9.0):
+        assert abs(noise.scalar_time_of_ratio(ratio) - noise.time_of_ratio(ratio).item()) <= 1e-11
+
+
 def test_ends(noise):
     assert noise.sigma(noise.t_clean) == 0
     assert noise.alpha(noise.t_clean) == 1

@@ -108,16 +108,14 @@ def _locate(b: Builder, node: Node, begin: Place, end: Place) -> Place:
     at = lo + node.r * (hi - lo)
     if node.variable == "time":
         return place(noise, at)
-    to_time = {"lam": noise.time_of_lam, "rho": noise.time_of_ratio}[node.variable]
-    return place(noise, _like(to_time(at), at))
+    if node.variable == "rho":
+        return _at_ratio(noise, at)
+    return place(noise, noise.time_of_lam(at) if isinstance(at, Tensor) else noise.scalar_time_of_lam(at))
 
 
 def _at_ratio(noise: NoiseSchedule, ratio: Scalar) -> Place:
-    return place(noise, _like(noise.time_of_ratio(ratio), ratio))
-
-
-def _like(result: Tensor, argument: Scalar) -> Scalar:
-    return result if isinstance(argument, Tensor) else result.item()
+    time = noise.time_of_ratio(ratio) if isinstance(ratio, Tensor) else noise.scalar_time_of_ratio(ratio)
+    return place(noise, time)
 
 
 def stack_rows(rows: Sequence[dict[int, Any]], width: int) -> Tensor:

@@ -65,23 +65,22 @@ def trajectory(
     states: dict[int, Tensor] = {}
     outputs: dict[int, Any] = {}
     held = (states, outputs)
+    call = _checkpointing(denoiser) if checkpoint else denoiser
+    same = precise == dtype
     for row in tableau.program:
-        if row.plain and precise == dtype:
-            state = _mix_plain(row, held)
+        index, time, model_time, evaluated, _, plain, keep_state, keep_output, forget = row
+        if plain and same:
+            state = _mix_plain(plain, held)
         else:
             state = _mix(row, states, outputs, noise, constants, precise, start, tableau.channels)
-        for source, index in row.forget:
-            del held[source][index]
-        output = None
-        if row.evaluated:
-            x = state if state.dtype == dtype else state.to(dtype)
-            call = _checkpointing(denoiser) if checkpoint else denoiser
-            output = call(x, row.model_time, condition)
-        if row.keep_state:
-            states[row.row] = state
-        if row.keep_output:
-            outputs[row.row] = output
-        yield Point(row.row, row.time, state, output)
+        for source, old in forget:
+            del held[source][old]
+        output = call(state if same else state.to(dtype), model_time, condition) if evaluated else None
+        if keep_state:
+            states[index] = state
+        if keep_output:
+            outputs[index] = output
+        yield Point(index, time, state, output)
         del state, output
 
 
@@ -89,11 +88,11 @@ def _checkpointing(denoiser: Callable[..., Any]) -> Callable[..., Any]:
     return lambda x, t, condition: checkpointed(denoiser, x, t, condition, use_reentrant=False)
 
 
-def _mix_plain(row: RowProgram, held: tuple[dict[int, Tensor], dict[int, Any]]) -> Tensor:
+def _mix_plain(terms: tuple[tuple[int, int, float], ...], held: tuple[dict[int, Tensor], dict[int, Any]]) -> Tensor:
     """`_mix` for the rows of usual tables, without its case distinctions: they cost as much as a small sum."""
-    source, column, weight = row.plain[0]
-    total = torch.mul(held[source][column], weight)
-    for source, column, weight in row.plain[1:]:
+    source, column, weight = terms[0]
+    total = held[source][column].mul(weight)
+    for source, column, weight in terms[1:]:
         total.add_(held[source][column], alpha=weight)
     return total
 

@@ -65,6 +65,8 @@ def places(noise: NoiseSchedule, times: Tensor) -> list[Place]:
 
 def place(noise: NoiseSchedule, time: Scalar) -> Place:
     """The place of one time."""
+    if not isinstance(time, Tensor):
+        return Place(time, *noise.scalar_levels(time))
     return places(noise, as_float64(time)[None])[0]
 
 

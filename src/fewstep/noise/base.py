@@ -53,6 +53,19 @@ class NoiseSchedule(ABC):
         """`alpha`, `sigma` and `lam` together, where that is cheaper."""
         return self.alpha(t), self.sigma(t), self.lam(t)
 
+    def scalar_levels(self, t: float) -> tuple[float, float, float]:
+        """`levels` of one time as floats; tables are made of hundreds of them."""
+        alpha, sigma, lam = self.levels(t)
+        return alpha.item(), sigma.item(), lam.item()
+
+    def scalar_time_of_lam(self, lam: float) -> float:
+        """`time_of_lam` of one float as a float."""
+        return self.time_of_lam(lam).item()
+
+    def scalar_time_of_ratio(self, ratio: float) -> float:
+        """`time_of_ratio` of one float as a float."""
+        return self.time_of_ratio(ratio).item()
+
     def ratio(self, t: Time) -> Tensor:
         """`sigma / alpha`, the noise level in EDM's coordinates; infinite where alpha is 0."""
         return self.sigma(t) / self.alpha(t)

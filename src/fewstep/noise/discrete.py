@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -106,6 +107,32 @@ class Discrete(NoiseSchedule):
 
     def lam(self, t: Time) -> Tensor:
         return self.levels(t)[2]
+
+    @cached_property
+    def _numbers(self) -> tuple[list[float], list[float], list[float]]:
+        alpha, sigma, angle = self._knots
+        return alpha.tolist(), sigma.tolist(), angle.tolist()
+
+    def scalar_levels(self, t: float) -> tuple[float, float, float]:
+        alphas, sigmas, angles = self._numbers
+        k = min(max(int(t + 1), 0), len(angles) - 2)
+        f, gap = t + 1 - k, angles[k + 1] - angles[k]
+        here, there = math.sin((1 - f) * gap) / math.sin(gap), math.sin(f * gap) / math.sin(gap)
+        alpha = here * alphas[k] + there * alphas[k + 1]
+        sigma = here * sigmas[k] + there * sigmas[k + 1]
+        lam = math.inf if sigma == 0 else -math.inf if alpha == 0 else math.log(alpha) - math.log(sigma)
+        return alpha, sigma, lam
+
+    def scalar_time_of_lam(self, lam: float) -> float:
+        return self._time_of_angle(math.atan(math.exp(-lam)) if lam > -700 else math.pi / 2)
+
+    def scalar_time_of_ratio(self, ratio: float) -> float:
+        return self._time_of_angle(math.atan(ratio))
+
+    def _time_of_angle(self, wanted: float) -> float:
+        angles = self._numbers[2]
+        k = min(max(bisect_right(angles, wanted) - 1, 0), len(angles) - 2)
+        return (wanted - angles[k]) / (angles[k + 1] - angles[k]) + k - 1
 
     def time_of_lam(self, lam: Time) -> Tensor:
         wanted = torch.atan(torch.exp(-as_float64(lam)))
