@@ -70,7 +70,10 @@ def test_figure_over_seed_sets() -> None:
     assert figure.error == pytest.approx((0.07 / 3) ** 0.5)  # the spread: sd / sqrt(3), above the jackknife's 0.058
     alone = Figure.of(sets[:1])
     assert alone.error == pytest.approx(0.1) and str(alone) == "1.000 ± 0.100"
-    assert alone.beats(Figure.of(sets[2:])) == pytest.approx(0.5 / 0.02**0.5)
+    lower = Figure.of([{"fd": v - 0.6, "fd_error": 0.1, "as_label": 0.5} for v in (1.0, 1.1, 1.6)])
+    assert lower.gain(figure) == "+0.567 ± 0.033" and lower.gain(alone) == "+0.600"  # paired by seed set
+    assert not lower.clear_of(figure) and not lower.clear_of(alone)
+    assert Figure.of([dict(s, fd=0.9) for s in sets]).clear_of(figure)
     assert markdown(["a", "b"], [["x", "1"]]) == "| a | b |\n| --- | ---: |\n| x | 1 |\n"
     assert [short(v) for v in (float("inf"), 12345.0, 0.01234, 999.4)] == ["∞", "1e4", "0.0123", "999"]
 
