@@ -241,6 +241,18 @@ def test_bad_input_is_told_before_any_work():
     assert net.batches == []
 
 
+def test_a_bad_output_names_time_samples_and_seeds():
+    def net(x, t, condition=None):
+        out = torch.tanh(x / (1 + t))
+        return torch.where((condition == 3).reshape(-1, 1) & torch.tensor(t < 1), torch.nan, out)
+
+    model = fs.Denoiser(net, noise=EDM, shape=(4,), check_finite=True)
+    table = solvers.dpmpp_2m(TIMES).tabulate(EDM)
+    with pytest.raises(DenoiserError, match=r"0\.7.*samples 5, seeds 105") as caught:
+        sample(model, table, seeds=range(100, 108), condition=torch.tensor([0, 1, 2, 0, 1, 3, 0, 1]), batch_size=3)
+    assert caught.value.rows == (5,) and caught.value.time == 0.7
+
+
 def test_three_kinds_of_seeds_do_not_mix():
     kinds = (CalibrationSeeds(5), SelectionSeeds(5), ReportSeeds(5))
     assert len({*kinds[0], *kinds[1], *kinds[2]}) == 15 and list(ReportSeeds(3, offset=7)) == [7, 8, 9]

@@ -195,6 +195,8 @@ def sample(
         try:
             done.append(run(lo, min(lo + size, n)))
             lo += size
+        except DenoiserError as error:
+            raise _with_seeds(error, seeds, lo) from error
         except (torch.OutOfMemoryError, MemoryError) as error:
             if size == 1:
                 raise DenoiserError(
@@ -202,6 +204,17 @@ def sample(
                 ) from error
             size = (size + 1) // 2
     return done[0] if len(done) == 1 else torch.cat(done)
+
+
+def _with_seeds(error: DenoiserError, seeds: Sequence[int] | None, lo: int) -> DenoiserError:
+    """The error with the samples that it is about, counted over the whole call, and their seeds."""
+    if not error.rows:
+        return error
+    samples = tuple(lo + row for row in error.rows)
+    about = f"samples {', '.join(map(str, samples[:8]))}"
+    if seeds is not None:
+        about += f", seeds {', '.join(str(seeds[k]) for k in samples[:8])}"
+    return DenoiserError(f"{error} ({about})", time=error.time, rows=samples)
 
 
 class _Run(NamedTuple):
