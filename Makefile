@@ -8,8 +8,6 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 OUT    ?= runs/demo
 
-export OMP_NUM_THREADS ?= 1
-
 .PHONY: help demo test check lint types layers docs pytest slow bench format figures clean
 
 help:
@@ -47,10 +45,10 @@ docs: $(VENV)/.tools
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 pytest: $(VENV)/.tools
-	$(BIN)/pytest -n auto --maxprocesses 8
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 8
 
 slow: $(VENV)/.tools
-	$(BIN)/pytest -n auto --maxprocesses 8 -m slow
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 8 -m slow
 
 # Each prints the figures that the documentation quotes; the quality phases resume where they were stopped.
 bench: $(VENV)/.tools
