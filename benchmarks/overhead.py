@@ -1,9 +1,10 @@
 """What a solver costs beside the network, against diffusers: `python -m benchmarks.overhead`.
 
 One thread, network excluded (a free denoiser returns a tensor that lies there), ten steps a run; contestants take turns
-within one run, so that whatever else the machine does hits all of them. Prints minimum and median per step, the ratios
-to the targets, the time to tabulate a ten-step schedule of every named solver, the time of `fewstep --help`, and how
-many tensors of state size a 200-step teacher holds.
+within one run, so that whatever else the machine does hits all of them. Prints minimum and median per step of all in
+turn (each finds the caches cold, full of what the others did), the ratios of pairs that took turns alone, the time to
+tabulate a ten-step schedule of every named solver, the time of `fewstep --help`, and how many tensors of state size a
+200-step teacher holds.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ class Target(NamedTuple):
             if self.limit is None
             else f"  (at most {self.limit:g})  {'ok' if self.value <= self.limit else 'MISSED'}"
         )
-        return f"{self.what:84} {self.value:8.4g}{verdict}"
+        return f"{self.what:100} {self.value:8.4g}{verdict}"
 
 
 # ------------------------------------------------------------------------------------------------------- contestants
@@ -255,7 +256,7 @@ def measure(repeats: int, *, hosts: bool) -> tuple[dict[str, dict[str, Timing]],
             show(title, got, "us/step")
         got = by_prediction["sample"]
         if hosts:
-            targets += ratios(size, got, by_prediction["epsilon"], small=shape == SMALL)
+            targets += pairs(shape, repeats, small=shape == SMALL)
         if shape == LARGE:
             for name in ("dpmpp_2m", "unipc_2", "unipc_3"):
                 value = got[f"ours {name}"].median / got[f"floor {name}"].median
@@ -263,23 +264,37 @@ def measure(repeats: int, *, hosts: bool) -> tuple[dict[str, dict[str, Timing]],
     return found, targets
 
 
-def ratios(size: str, x0: dict[str, Timing], epsilon: dict[str, Timing], *, small: bool) -> list[Target]:
-    """Medians of ours over theirs. The promise is about the loop (the network gives x0) and schedulers as they come
-    (the network gives epsilon, which they convert); with our wrapper's conversion, and with schedulers that need none,
-    for information.
+PAIRS = (
+    ("dpmpp_2m", {}, "DPMSolverMultistepScheduler", {}, 0.1),
+    ("dpmpp_2m", {}, "UniPCMultistepScheduler", {}, 0.05),
+    ("unipc", {"order": 2}, "UniPCMultistepScheduler", {}, None),
+    ("unipc", {}, "UniPCMultistepScheduler", {"solver_order": 3}, None),
+)
+"""Ours, theirs, and the most that ours may cost of theirs on a small state."""
+
+
+def pairs(shape: tuple[int, ...], repeats: int, *, small: bool) -> list[Target]:
+    """Medians of ours over theirs, the two alone taking turns. The promise is about the loop (the network gives x0) and
+    schedulers as they come (the network gives epsilon, which they convert); with our wrapper's conversion, and with
+    schedulers that need none, for information.
     """
     found: list[Target] = []
-    for ours_, theirs_, limit in (
-        ("dpmpp_2m", "DPMSolverMultistep 2", 0.1 if small else 0.2),
-        ("dpmpp_2m", "UniPC 2", 0.05 if small else 0.2),
-        ("unipc_2", "UniPC 2", None),
-        ("unipc_3", "UniPC 3", None),
-    ):
-        mine, host = f"ours {ours_}", f"diffusers {theirs_}"
-        label = f"{size}: {ours_} / diffusers {theirs_}"
-        found.append(Target(f"{label}, our loop / scheduler", x0[mine].median / epsilon[host].median, limit))
-        found.append(Target(f"{label}, both of x0", x0[mine].median / x0[host].median))
-        found.append(Target(f"{label}, both of epsilon", epsilon[mine].median / epsilon[host].median))
+    size = "x".join(map(str, shape))
+    for solver, options, host, host_options, limit in PAIRS:
+        table = table_of(solver, **options)
+        for what, mine, peer in (
+            ("our loop / scheduler", "sample", "epsilon"),
+            ("both of x0", "sample", "sample"),
+            ("both of epsilon", "epsilon", "epsilon"),
+        ):
+            contestants = {
+                "ours": (ours(table, shape, mine), nothing),
+                "theirs": theirs(host, shape, peer, **host_options),
+            }
+            got = in_turns(contestants, repeats)
+            promised = None if what != "our loop / scheduler" else limit if small else limit and 0.2
+            label = f"{size}: {solver}{options or ''} / {host} {host_options or ''}, {what}"
+            found.append(Target(label, got["ours"].median / got["theirs"].median, promised))
     return found
 
 

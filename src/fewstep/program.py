@@ -25,8 +25,9 @@ class Term(NamedTuple):
 class RowProgram(NamedTuple):
     """One row: mix the terms, call the network if `evaluated`, then forget what no later row reads.
 
-    `plain` repeats the terms of a row that needs no case distinctions: plain numbers, a state first, then states and
-    single outputs. It is empty for other rows.
+    States and outputs are kept in numbered slots: row i's state in slot i, its output in slot rows + i. `plain` has
+    the (slot, weight) pairs of a row that needs no case distinctions: plain numbers, states and single outputs. It is
+    empty for other rows.
     """
 
     row: int
@@ -34,10 +35,10 @@ class RowProgram(NamedTuple):
     model_time: Weight
     evaluated: bool
     terms: tuple[Term, ...]
-    plain: tuple[tuple[int, int, float], ...]
+    plain: tuple[tuple[int, float], ...]
     keep_state: bool
     keep_output: bool
-    forget: tuple[tuple[int, int], ...]
+    forget: tuple[int, ...]
 
 
 def occupied(matrix: Tensor) -> Tensor:
@@ -52,15 +53,14 @@ def compile_rows(t: Tableau) -> tuple[RowProgram, ...]:
     for source, matrix in ((STATE, t.A), (OUTPUT, t.B), (NOISE, t.C), (CONSTANT, t.K)):
         for i, column, weight in _entries(matrix, t, source):
             terms[i].append(Term(source, column, weight))
-    last: dict[tuple[int, int], int] = {}
+    last: dict[int, int] = {}
     for i, row in enumerate(terms):
-        for term in row:
-            last[term.source, _owner(term, t.channels)] = i
+        last.update((slot_of(term, t), i) for term in row if term.source in (STATE, OUTPUT))
     times = t.times.detach().tolist()
     told: list[Weight] = list(t.model_times) if t.model_times.requires_grad else t.model_times.tolist()
     rows: list[RowProgram] = []
     for i, row in enumerate(terms):
-        forget = tuple(key for key, reader in last.items() if reader == i and key[0] in (STATE, OUTPUT))
+        forget = tuple(place for place, reader in last.items() if reader == i)
         rows.append(
             RowProgram(
                 row=i,
@@ -68,27 +68,27 @@ def compile_rows(t: Tableau) -> tuple[RowProgram, ...]:
                 model_time=told[i],
                 evaluated=t.evaluated[i],
                 terms=tuple(row),
-                plain=_plain(row, t.channels),
-                keep_state=(STATE, i) in last,
-                keep_output=(OUTPUT, i) in last,
+                plain=_plain(row, t),
+                keep_state=i in last,
+                keep_output=t.rows + i in last,
                 forget=forget,
             )
         )
     return tuple(rows)
 
 
-def _plain(terms: list[Term], channels: int) -> tuple[tuple[int, int, float], ...]:
+def slot_of(term: Term, t: Tableau) -> int:
+    """Where the run keeps what a state or output term reads."""
+    return term.column if term.source == STATE else t.rows + term.column // t.channels
+
+
+def _plain(terms: list[Term], t: Tableau) -> tuple[tuple[int, float], ...]:
     plain = [
-        (source, column, weight)
-        for source, column, weight in terms
-        if source in (STATE, OUTPUT) and not isinstance(weight, Tensor)
+        (slot_of(term, t), term.weight)
+        for term in terms
+        if term.source in (STATE, OUTPUT) and not isinstance(term.weight, Tensor)
     ]
-    usual = channels == 1 and len(plain) == len(terms) > 0 and plain[0][0] == STATE
-    return tuple(plain) if usual else ()
-
-
-def _owner(term: Term, channels: int) -> int:
-    return term.column // channels if term.source == OUTPUT else term.column
+    return tuple(plain) if t.channels == 1 and len(plain) == len(terms) else ()
 
 
 def _entries(matrix: Tensor, t: Tableau, source: int) -> list[tuple[int, int, Weight]]:

@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint as checkpointed
 
 from fewstep.errors import ArgumentError, DenoiserError
-from fewstep.program import CONSTANT, NOISE, OUTPUT, STATE, RowProgram, Term
+from fewstep.program import CONSTANT, NOISE, OUTPUT, STATE, RowProgram, Term, slot_of
 from fewstep.randomness import START, unit_noise
 
 if TYPE_CHECKING:
@@ -62,24 +62,26 @@ def trajectory(
     dtype = start.dtype
     precise = accumulate or (torch.float32 if dtype.itemsize < 4 else dtype)
     constants = tuple(c.to(device=start.device, dtype=precise) for c in tableau.constants)
-    states: dict[int, Tensor] = {}
-    outputs: dict[int, Any] = {}
-    held = (states, outputs)
+    rows = tableau.rows
+    held: list[Any] = [None] * (2 * rows)
     call = _checkpointing(denoiser) if checkpoint else denoiser
     same = precise == dtype
     for row in tableau.program:
         index, time, model_time, evaluated, _, plain, keep_state, keep_output, forget = row
-        if plain and same:
-            state = _mix_plain(plain, held)
+        if plain and same:  # as `_mix`, without its case distinctions: they cost as much as a small sum
+            (slot, weight), *others = plain
+            state: Tensor = held[slot].mul(weight)
+            for slot, weight in others:
+                state.add_(held[slot], alpha=weight)
         else:
-            state = _mix(row, states, outputs, noise, constants, precise, start, tableau.channels)
-        for source, old in forget:
-            del held[source][old]
+            state = _mix(row, held, noise, constants, precise, start, tableau)
+        for slot in forget:
+            held[slot] = None
         output = call(state if same else state.to(dtype), model_time, condition) if evaluated else None
         if keep_state:
-            states[index] = state
+            held[index] = state
         if keep_output:
-            outputs[index] = output
+            held[rows + index] = output
         yield Point(index, time, state, output)
         del state, output
 
@@ -88,31 +90,21 @@ def _checkpointing(denoiser: Callable[..., Any]) -> Callable[..., Any]:
     return lambda x, t, condition: checkpointed(denoiser, x, t, condition, use_reentrant=False)
 
 
-def _mix_plain(terms: tuple[tuple[int, int, float], ...], held: tuple[dict[int, Tensor], dict[int, Any]]) -> Tensor:
-    """`_mix` for the rows of usual tables, without its case distinctions: they cost as much as a small sum."""
-    source, column, weight = terms[0]
-    total = held[source][column].mul(weight)
-    for source, column, weight in terms[1:]:
-        total.add_(held[source][column], alpha=weight)
-    return total
-
-
 def _mix(
     row: RowProgram,
-    states: dict[int, Tensor],
-    outputs: dict[int, Any],
+    held: list[Any],
     noise: Noise | None,
     constants: tuple[Tensor, ...],
     precise: torch.dtype,
     start: Tensor,
-    channels: int,
+    tableau: Tableau,
 ) -> Tensor:
     """The weighted sum of one row: one `mul`, then in-place adds over its few non-zero terms."""
     if row.row == 0:
         return start if start.dtype == precise else start.to(precise)
     total: Tensor | None = None
     for term in row.terms:
-        value = _value(term, states, outputs, noise, constants, start, channels)
+        value = _value(term, held, noise, constants, start, tableau)
         weight = term.weight
         if isinstance(weight, Tensor):
             part = value.to(precise) * weight.to(device=value.device, dtype=precise)
@@ -128,18 +120,16 @@ def _mix(
 
 def _value(
     term: Term,
-    states: dict[int, Tensor],
-    outputs: dict[int, Any],
+    held: list[Any],
     noise: Noise | None,
     constants: tuple[Tensor, ...],
     start: Tensor,
-    channels: int,
+    tableau: Tableau,
 ) -> Tensor:
     source, column, _ = term
-    if source == STATE:
-        return states[column]
-    if source == OUTPUT:
-        return outputs[column] if channels == 1 else outputs[column // channels][column % channels]
+    if source in (STATE, OUTPUT):
+        value = held[slot_of(term, tableau)]
+        return value[column % tableau.channels] if isinstance(value, tuple) else value
     if source == NOISE:
         assert noise is not None
         return noise(column).to(start.device)
