@@ -68,14 +68,14 @@ def sweep(klub: Klub, ratios: Tensor, free: Sequence[int] | None = None) -> Tens
     ratios = ratios.clone()
     for group in [order] if apart and order else [[i] for i in order]:  # points with fixed neighbours move all at once
         i = torch.tensor(group, device="cpu")
-        places = _places(ratios[i - 1], ratios[i], ratios[i + 1])
+        places = candidates(ratios[i - 1], ratios[i], ratios[i + 1])
         below, above = ratios[i + 1, None].expand_as(places), ratios[i - 1, None].expand_as(places)
         both = klub(torch.stack([below, places]), torch.stack([places, above]))
         ratios[i] = places.gather(1, both.sum(0).argmin(1, keepdim=True))[:, 0]
     return ratios
 
 
-def _places(above: Tensor, here: Tensor, below: Tensor) -> Tensor:
+def candidates(above: Tensor, here: Tensor, below: Tensor) -> Tensor:
     """The eleven places `[m, 11]` of points `[m]`; the current one comes first, so that a tie changes nothing."""
     steps = torch.arange(1, SIDE + 1, dtype=torch.float64, device="cpu") * (REACH / SIDE)
     logs = here.log()[:, None]
@@ -87,9 +87,14 @@ def descend(
     klub: Klub, ratios: Tensor, free: Sequence[int] | None = None, *, max_sweeps: int = MAX_SWEEPS
 ) -> list[Tensor]:
     """The whole way: the grid after every sweep, the start first, until a sweep moves nothing."""
+    return walk(lambda grid: sweep(klub, grid, free), ratios, max_sweeps)
+
+
+def walk(once: Callable[[Tensor], Tensor], ratios: Tensor, most: int = MAX_SWEEPS) -> list[Tensor]:
+    """A grid and what repeated passes make of it, until one moves nothing or there were `most`."""
     way = [ratios]
-    for _ in range(max_sweeps):
-        after = sweep(klub, way[-1], free)
+    while len(way) <= most:
+        after = once(way[-1])
         if torch.equal(after, way[-1]):
             break
         way.append(after)
