@@ -1,0 +1,211 @@
+"""Align Your Steps on the digit network: `python -m benchmarks.ays teachers|table|targets|guided|judges|data|report`.
+
+    teachers   10,000 samples of two 50-call teachers (ODE, SDE): the sets that few-step samples are compared with
+    table      the paper's Tables 5 and 6: seven solvers x {best hand-crafted, AYS} x 5, 10, 20, 30 steps
+    targets    DPM-Solver++(2M) at 5, 6, 8, 10: AYS beside EDM, LogSNR, time-uniform and tangent times at their default
+               parameters, and EDM's for other rho
+    judges     what stops the descent: each judge's choice, and what the other judges say of it
+    guided     guidance 1, 3, 5, 7, each against its own teacher's samples
+    data       the KLUB from real data and from the teacher's samples
+    report     writes docs/ays-results.md
+
+Every score is on disk (benchmarks/results/ays) before the next one begins; the same command goes on where it was
+stopped. The network's U-Net computes in bfloat16, compiled. `--part K/M` takes every M-th solver (or guidance) only,
+for several processes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.network import draw
+from benchmarks.quality_cells import in_bfloat16
+from fewstep import models, solvers, times
+from fewstep.compare import Results
+from fewstep.denoiser import Denoiser
+from fewstep.inputs import Data, known_data
+from fewstep.metrics import Statistics, frechet_with_error
+from fewstep.progress import shown
+from fewstep.randomness import CalibrationSeeds
+from fewstep.reproduce.ays_table import AysTable
+from fewstep.reproduce.choosing import SOLVERS, Settings
+from fewstep.sampling import sample
+
+RESULTS = Path(__file__).parent / "results" / "ays"
+RUNS = Path("runs")
+CACHE = RUNS / "ays-cache"
+TEACHERS = {"ODE teacher": "dpmpp_2m", "SDE teacher": "sde_dpmpp_2m"}
+TEACHER_STEPS, TEACHER_SAMPLES = 50, 10_000
+OFFSET = 5_000_000
+"""Report seeds of all scores here begin there: the teachers' sets have the first ones."""
+TARGET_NFES = (5, 6, 8, 10)
+DEFAULTS = ("karras", "logsnr", "vp_uniform", "tangent")
+"""EDM (rho 7), LogSNR, time-uniform (in the VP process's time) and tangent (c = 0.5)."""
+RHOS = (3, 5, 10, 15)
+
+
+@cache
+def network(guidance: float = 1.0) -> Denoiser:
+    """The digit network in bfloat16."""
+    return in_bfloat16(models.load("mnist", guidance=guidance))
+
+
+def digits_judge() -> models.Judge:
+    """Features and reference of the digits."""
+    judge = models.judge("mnist")
+    assert judge is not None
+    return judge
+
+
+def teacher_features(name: str) -> Tensor:
+    """`[10000, 64]` features of a teacher's samples, drawn where they are not there yet."""
+    model = network()
+    tableau = solvers.get(TEACHERS[name])(times.karras(model.noise, TEACHER_STEPS)).tabulate(model.noise)
+    return draw(model, tableau, TEACHER_SAMPLES, RUNS / "network")["features"].double()
+
+
+def teacher_statistics(name: str) -> Statistics:
+    """Moments of a teacher's samples, kept with the results."""
+    path = RESULTS / f"{name.replace(' ', '-').lower()}.safetensors"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Statistics.of(teacher_features(name)).save(path)
+    return Statistics.load(path)
+
+
+def teachers(arguments: argparse.Namespace) -> None:
+    """The teachers' sets, and what parts of them score against the data: the least that a student can hope for."""
+    kept = Results(RESULTS / "teachers.jsonl")
+    for name in TEACHERS:
+        teacher_statistics(name)
+        for size in (2000, 5000):
+            key = f"{name}, {size}"
+            if kept.get(key) is None:
+                parts = teacher_features(name).split(size)
+                found = [frechet_with_error(part, digits_judge().reference).value for part in parts]
+                kept.add(key, {"fd": statistics.mean(found), "deviation": statistics.stdev(found), "sets": len(found)})
+            print(key, kept.get(key))
+
+
+def settings(arguments: argparse.Namespace, **other: Any) -> Settings:
+    """What all tables share."""
+    return replace(Settings(offset=OFFSET, seed_sets=arguments.seed_sets, images=arguments.images), **other)
+
+
+def digits_data() -> Data:
+    """Real images."""
+    data = known_data(network(), 512)
+    assert data is not None
+    return data
+
+
+def table_of(arguments: argparse.Namespace, **other: Any) -> AysTable:
+    """The table of the unguided network."""
+    with shown(quiet=True) as report:
+        return AysTable(
+            network(), digits_judge(), digits_data(), RESULTS / "table", settings(arguments, **other),
+            others={name: teacher_statistics(name) for name in TEACHERS}, cache=CACHE, progress=report,
+        )  # fmt: skip
+
+
+def told(what: str, found: dict[str, Any]) -> None:
+    print(what, found, flush=True)
+
+
+def table(arguments: argparse.Namespace) -> None:
+    """Tables 5 and 6."""
+    work = table_of(arguments)
+    mine = set(part(SOLVERS, arguments))
+    for k in range(arguments.seed_sets):
+        for solver, nfe, kind in work.plan():
+            if solver in mine:
+                told(f"{solver} {nfe} {kind} {work.chooser.chosen(solver, nfe, kind).origin}, set {k}:",
+                     work.score(solver, nfe, kind, k))  # fmt: skip
+
+
+def part(items: Any, arguments: argparse.Namespace) -> list[Any]:
+    """Every M-th item from K on."""
+    k, m = arguments.part
+    return list(items)[k::m]
+
+
+def target_grids(work: AysTable, solver: str, nfe: int) -> Iterator[tuple[str, Callable[[], Tensor]]]:
+    """Times by name, those that are to be beaten first."""
+    noise = work.model.noise
+    for name in DEFAULTS:
+        yield name, partial(times.named(name), noise, nfe)
+    for rho in RHOS:
+        yield f"karras, rho {rho}", partial(times.karras, noise, nfe, rho=float(rho))
+    yield "best hand-crafted", lambda: work.chooser.chosen(solver, nfe, "hand").times
+    yield "AYS", lambda: work.chooser.chosen(solver, nfe, "ays").times
+
+
+def targets(arguments: argparse.Namespace) -> None:
+    """What is promised of DPM-Solver++(2M)."""
+    work = table_of(arguments)
+    for k in range(arguments.seed_sets):
+        for nfe in part(TARGET_NFES, arguments):
+            for name, grid in target_grids(work, "dpmpp_2m", nfe):
+                told(f"{nfe} {name}, set {k}:", work.scored("dpmpp_2m", grid(), name, k))
+
+
+# ------------------------------------------------------------------------------------------------------------- guided
+GUIDANCE = (1.0, 3.0, 5.0, 7.0)
+GUIDED_STEPS, GUIDED_SAMPLES = 30, 2500
+
+
+def guided_table(arguments: argparse.Namespace, weight: float) -> AysTable:
+    """The table of one guidance weight; the reference is its own teacher's set."""
+    model = network(weight)
+    tableau = solvers.get("dpmpp_2m")(times.logsnr(model.noise, GUIDED_STEPS)).tabulate(model.noise)
+    path = RESULTS / f"guided-{weight:g}.safetensors"
+    if not path.exists():
+        seeds = CalibrationSeeds(GUIDED_SAMPLES, 300_000_000)
+        rows = [
+            digits_judge().features(sample(model, tableau, seeds=some, condition=models.default_condition(model, some)))
+            for start in range(0, GUIDED_SAMPLES, 250)
+            if (some := seeds[start : start + 250])
+        ]
+        Statistics.of(torch.cat(rows).double()).save(path)
+    judge = replace(digits_judge(), reference=Statistics.load(path), name=f"teacher at guidance {weight:g}")
+    chosen = settings(arguments, solvers=("dpmpp_2m",), nfes=(5, 10), starts=2, per_start=5, confirmed=500, images=1000)
+    return AysTable(model, judge, digits_data(), RESULTS / f"guided-{weight:g}", chosen, cache=CACHE)
+
+
+@torch.no_grad()
+def guided(arguments: argparse.Namespace) -> None:
+    """Guidance 1, 3, 5, 7."""
+    for weight in part(GUIDANCE, arguments):
+        work = guided_table(arguments, weight)
+        for k in range(arguments.seed_sets):
+            for solver, nfe, kind in work.plan():
+                told(f"guidance {weight:g}, {nfe} {kind}, set {k}:", work.score(solver, nfe, kind, k))
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.ays", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    phases = {f.__name__: f for f in (teachers, table, targets, guided)}
+    parser.add_argument("phase", choices=list(phases))
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--images", type=int, default=2000, help="of each seed set")
+    parser.add_argument("--seed-sets", type=int, default=3)
+    parser.add_argument("--part", type=lambda text: tuple(map(int, text.split("/"))), default=(0, 1), metavar="K/M")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    phases[arguments.phase](arguments)
+
+
+if __name__ == "__main__":
+    main()

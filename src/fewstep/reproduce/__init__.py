@@ -1,0 +1,1 @@
+"""Experiments of the papers, for any network: `fewstep reproduce` runs them."""

@@ -1,0 +1,174 @@
+"""The image experiment of Align Your Steps (Sabour, Fidler & Kreis, ICML 2024, Tables 5 and 6), for any network.
+
+Seven solvers, each with its best hand-crafted times and with AYS's, at several numbers of steps:
+
+- Hand-crafted: all grids are scored on selection seeds with the solver and number of steps in question, the best ones
+  again on more images; the best is taken. (The paper takes one grid for each family of solvers.)
+- AYS up to 10 steps: coordinate descent from the best hand-crafted starts, stopped where the solver's own
+  Fréchet distance is least on selection seeds; the best few snapshots are scored again on fresh selection seeds.
+- AYS above: the paper's hierarchy, 10 steps to 20 to 40 without another score, read off log-linearly in between.
+
+What is chosen is scored on report seeds, in several disjoint sets. Every score is on disk before the next is made; the
+same command goes on where it was stopped. Cells where AYS loses stay in.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from fewstep import solvers
+from fewstep.compare import Results
+from fewstep.errors import ArgumentError
+from fewstep.inputs import Data
+from fewstep.metrics import Statistics, frechet_with_error
+from fewstep.progress import Event, Report, silent
+from fewstep.randomness import ReportSeeds
+from fewstep.reproduce.choosing import Choice, Chooser, Settings
+from fewstep.sampling import sample
+from fewstep.search.cache import Cache, digest
+
+if TYPE_CHECKING:
+    from fewstep.denoiser import Denoiser
+    from fewstep.models import Judge
+    from fewstep.tableau import Tableau
+
+SET_STRIDE = 1_000_000
+"""Offset between sets of report seeds: they stay disjoint whatever their sizes."""
+
+
+@dataclass
+class AysTable:
+    """The experiment: `run()` makes what is missing, `markdown()` shows what there is.
+
+    Args:
+        model: the network, under its default conditions (balanced labels where it has classes).
+        judge: features and reference statistics.
+        data: clean samples for the KLUB table.
+        folder: for `chosen.jsonl` and `scores.jsonl`.
+        settings: how much is spent.
+        others: further reference statistics by name (a teacher's samples, for one); all cells are scored against them
+            too.
+        cache: folder of the KLUB table and the selection's scores, by default `cache` in `folder`.
+        progress: told what is going on.
+    """
+
+    model: Denoiser
+    judge: Judge
+    data: Data
+    folder: Path
+    settings: Settings = field(default_factory=Settings)
+    others: Mapping[str, Statistics] = field(default_factory=dict[str, Statistics])
+    cache: Path | None = None
+    progress: Report = silent
+
+    def __post_init__(self) -> None:
+        s = self.settings
+        for name in s.solvers:
+            solvers.get(name)
+        if min(s.nfes) < 2:
+            raise ArgumentError(f"nfes={tuple(s.nfes)}: give numbers of steps from 2 on")
+        self.folder = Path(self.folder)
+        self._scores = Results(self.folder / "scores.jsonl")
+        self.chooser = Chooser(
+            self.model,
+            self.judge,
+            self.data,
+            s,
+            results=Results(self.folder / "chosen.jsonl"),
+            cache=Cache(self.cache or self.folder / "cache"),
+            progress=self.progress,
+        )
+
+    def run(self) -> None:
+        """Make every choice and score that is missing: the whole table on one set of seeds, then on the next."""
+        work = list(itertools.product(range(self.settings.seed_sets), self.plan()))
+        for done, (k, (solver, nfe, kind)) in enumerate(work):
+            self.progress(Event("cells", done, len(work), f"{solver}, {nfe} steps, {kind}"))
+            self.score(solver, nfe, kind, k)
+        self.progress(Event("cells", len(work), len(work)))
+
+    def plan(self) -> Iterator[tuple[str, int, str]]:
+        """The cells that there are: solver, steps, and `hand` or `ays`."""
+        for nfe, solver, kind in itertools.product(self.settings.nfes, self.settings.solvers, ("hand", "ays")):
+            if solvers.calls(solver, nfe) is not None:
+                yield solver, nfe, kind
+
+    def known(self, solver: str, nfe: int, kind: str) -> tuple[Choice, list[dict[str, Any]]] | None:
+        """A cell's times and the scores that are there already; None where not even the times are."""
+        choice = self.chooser.known(solver, nfe, kind)
+        if choice is None:
+            return None
+        keys = [self._score_key(self.chooser.tableau(solver, choice.times), k) for k in range(self.settings.seed_sets)]
+        return choice, [found for key in keys if (found := self._scores.get(key)) is not None]
+
+    def score(self, solver: str, nfe: int, kind: str, k: int) -> dict[str, Any]:
+        """The scores of one cell on the k-th set of report seeds."""
+        choice = self.chooser.chosen(solver, nfe, kind)
+        return self.scored(solver, choice.times, choice.origin, k)
+
+    def scored(self, solver: str, grid: Tensor, origin: str, k: int) -> dict[str, Any]:
+        """The scores of a solver on any times: `fd`, `fd_error`, `as_label` and, for each of `others`, `fd NAME`."""
+        tableau, seeds = self.chooser.tableau(solver, grid), self._seeds(k)
+        key = self._score_key(tableau, k)
+        found = self._scores.get(key)
+        if found is None:
+            found = self._measure(tableau, seeds)
+            self._scores.add(key, found, solver=solver, nfe=tableau.nfe, times=origin, seeds=repr(seeds))
+        return found
+
+    def _seeds(self, k: int) -> ReportSeeds:
+        return ReportSeeds(self.settings.images, self.settings.offset + k * SET_STRIDE)
+
+    def _score_key(self, tableau: Tableau, k: int) -> str:
+        references = [self.judge.reference.mean, *(other.mean for other in self.others.values())]
+        return digest("score", self.model.fingerprint, references, tableau.digest, repr(self._seeds(k)))
+
+    @torch.no_grad()
+    def _measure(self, tableau: Tableau, seeds: ReportSeeds) -> dict[str, Any]:
+        features: list[Tensor] = []
+        right = 0
+        for start in range(0, len(seeds), self.settings.batch):
+            part = seeds[start : start + self.settings.batch]
+            labels = self.chooser.condition(part)
+            images = sample(self.model, tableau, seeds=part, condition=labels)
+            features.append(self.judge.features(images).double().cpu())
+            if self.judge.classify is not None and labels is not None:
+                right += int((self.judge.classify(images) == labels).sum())
+        rows = torch.cat(features)
+        value, error = frechet_with_error(rows, self.judge.reference)
+        found: dict[str, Any] = {"fd": value, "fd_error": error}
+        if self.judge.classify is not None:
+            found["as_label"] = right / len(seeds)
+        for name, reference in self.others.items():
+            found[f"fd {name}"], found[f"fd_error {name}"] = frechet_with_error(rows, reference)
+        return {name: float(f"{number:.5g}") for name, number in found.items()}
+
+    def markdown(self, score: str = "fd") -> str:
+        """The table as far as it is there: mean of `best hand-crafted -> AYS` over the seed sets, lower is better.
+
+        Bold is better on every set; an asterisk marks AYS times that the selection would not have kept.
+        """
+        s = self.settings
+        lines = ["| solver | " + " | ".join(f"{n} steps" for n in s.nfes) + " |", "|---" * (len(s.nfes) + 1) + "|"]
+        for solver in s.solvers:
+            lines.append(f"| {solver} | " + " | ".join(self._cell(solver, n, score) for n in s.nfes) + " |")
+        return "\n".join(lines) + "\n"
+
+    def _cell(self, solver: str, nfe: int, score: str) -> str:
+        hand, ours = self.known(solver, nfe, "hand"), self.known(solver, nfe, "ays")
+        if hand is None or ours is None or not hand[1] or not ours[1]:
+            return "n/a" if solvers.calls(solver, nfe) is None else "..."
+        before, after = ([found[score] for found in scores] for _, scores in (hand, ours))
+        words = [f"{sum(values) / len(values):.3g}" for values in (before, after)]
+        if max(after) < min(before):
+            words[1] = f"**{words[1]}**"
+        elif max(before) < min(after):
+            words[0] = f"**{words[0]}**"
+        return " \N{RIGHTWARDS ARROW} ".join(words) + ("*" if ours[0].kept is False else "")

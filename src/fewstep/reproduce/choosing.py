@@ -1,0 +1,239 @@
+"""Times for the image experiment of Align Your Steps, chosen on selection seeds; `ays_table` scores them.
+
+Every choice is on disk before the next is made, and so is every score behind it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from fewstep import solvers, times
+from fewstep.compare import Results
+from fewstep.errors import ArgumentError
+from fewstep.inputs import Data
+from fewstep.models import default_condition
+from fewstep.noise import as_float64
+from fewstep.progress import Report, silent
+from fewstep.randomness import CalibrationSeeds, SelectionSeeds
+from fewstep.search.ays import ays, refine, to_ratios, to_times
+from fewstep.search.cache import Cache, Probe, digest, first_rows
+from fewstep.search.klub import Gram, ratio_grid
+from fewstep.search.objective import FrechetJudge, Scorer
+from fewstep.times.resample import log_linear
+
+if TYPE_CHECKING:
+    from fewstep.denoiser import Denoiser
+    from fewstep.models import Judge
+    from fewstep.tableau import Tableau
+
+SOLVERS = ("ddim_eta1", "sde_dpmpp_2m", "er_sde_1", "er_sde_2", "er_sde_3", "ddim", "dpmpp_2m")
+"""The paper's seven; `ddim_eta1` is its stochastic DDIM."""
+GRIDS = ("karras", "logsnr", "uniform", "tangent", "cosine_logsnr", "vp_uniform", "flow_shift", "quadratic")
+COARSE = 10
+"""Steps at which the descent is stopped early; more steps come from these through the hierarchy."""
+SET_STRIDE = 1_000_000
+"""Offset between sets of report seeds: they stay disjoint whatever their sizes."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How much is spent.
+
+    Attributes:
+        solvers, nfes, grids: rows, columns, and the hand-crafted times that compete.
+        levels, paths: noise levels and data samples of the KLUB table.
+        screened, confirmed: images of the first scores, and of the second ones of the best few.
+        starts, per_start: hand-crafted grids that AYS descends from, and snapshots scored on each way.
+        images, seed_sets, offset: report seeds.
+        batch: images at a time.
+    """
+
+    solvers: Sequence[str] = SOLVERS
+    nfes: Sequence[int] = (5, 10, 20, 30)
+    grids: Sequence[str] = GRIDS
+    levels: int = 96
+    paths: int = 512
+    screened: int = 256
+    confirmed: int = 1000
+    starts: int = 3
+    per_start: int = 6
+    images: int = 2000
+    seed_sets: int = 3
+    offset: int = 0
+    batch: int = 250
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Times that were chosen on selection seeds.
+
+    Attributes:
+        times: `[n+1]`; origin: where they come from, in words.
+        kept: of AYS, whether it scored better than the best hand-crafted times on fresh selection seeds, so that
+            `fewstep optimize` would have kept it; None where nothing was scored (the hierarchy).
+        calls: network calls that the choice took, scores included.
+    """
+
+    times: Tensor
+    origin: str
+    kept: bool | None = None
+    calls: int = 0
+
+
+class Chooser:
+    """Hand-crafted and AYS times for a network.
+
+    Args:
+        model: the network, under its default conditions.
+        judge: features and reference statistics; its Fréchet distance chooses.
+        data: clean samples for the KLUB table.
+        settings: how much is spent.
+        results: where the choices are kept.
+        cache: of the KLUB table and the scores.
+        progress: told about the KLUB table.
+    """
+
+    def __init__(
+        self,
+        model: Denoiser,
+        judge: Judge,
+        data: Data,
+        settings: Settings,
+        *,
+        results: Results,
+        cache: Cache,
+        progress: Report = silent,
+    ) -> None:
+        if len(data.samples) < settings.paths:
+            raise ArgumentError(
+                f"{len(data.samples)} clean samples for paths={settings.paths}: give more or fewer paths"
+            )
+        self.model, self.judge, self.data, self.settings = model, judge, data, settings
+        self._results, self._cache, self._progress = results, cache, progress
+        self.condition: Callable[[Sequence[int]], Any] = lambda seeds: default_condition(model, seeds)
+        self._probe = Probe(model, self.condition(range(1)))
+
+    def chosen(self, solver: str, nfe: int, kind: str) -> Choice:
+        """The times of a cell; `kind` is `hand` or `ays`."""
+        key = self._key(solver, nfe, kind)
+        record = self._results.get(key)
+        if record is None:
+            before = self.model.evaluations
+            choice = self._hand(solver, nfe) if kind == "hand" else self._ays(solver, nfe)
+            spent = self.model.evaluations - before
+            record = vars(choice) | {"times": choice.times.tolist(), "calls": spent}
+            self._results.add(key, record, solver=solver, nfe=nfe, kind=kind)
+        return _choice(record)
+
+    def known(self, solver: str, nfe: int, kind: str) -> Choice | None:
+        """The choice, if it was made already."""
+        record = self._results.get(self._key(solver, nfe, kind))
+        return None if record is None else _choice(record)
+
+    def _key(self, solver: str, nfe: int, kind: str) -> str:
+        s = self.settings
+        spent = (s.screened, s.confirmed, tuple(s.grids))
+        more = (s.levels, s.paths, s.starts, s.per_start, digest(self.data.samples)) if kind == "ays" else ()
+        return digest("choice", self.model.fingerprint, self.judge.reference.mean, solver, nfe, kind, spent, more)
+
+    def _hand(self, solver: str, nfe: int) -> Choice:
+        ranked = self._ranked(solver, nfe)[: self.settings.starts]
+        scores = {name: self._selection(solver, grid, self.settings.confirmed) for name, grid in ranked}
+        best = min(scores, key=lambda name: scores[name])
+        return Choice(dict(ranked)[best], best)
+
+    def _ranked(self, solver: str, nfe: int) -> list[tuple[str, Tensor]]:
+        """Hand-crafted grids, best first."""
+        steps = solvers.calls(solver, nfe)
+        assert steps is not None
+        grids: dict[str, Tensor] = {}
+        for name in self.settings.grids:
+            try:
+                grids[name] = times.named(name)(self.model.noise, steps)
+            except ArgumentError:  # a grid that cannot be laid with so many steps
+                continue
+        scores = {name: self._selection(solver, grid, self.settings.screened) for name, grid in grids.items()}
+        return [(name, grids[name]) for name in sorted(scores, key=lambda name: scores[name])]
+
+    def _ays(self, solver: str, nfe: int) -> Choice:
+        if nfe > COARSE:
+            coarse = self.chosen(solver, COARSE, "ays")
+            return Choice(self.extended(coarse.times, nfe), f"{coarse.origin}, {COARSE} steps refined to {nfe}")
+        starts = dict(self._ranked(solver, nfe)[: self.settings.starts])
+
+        def on_fresh_seeds(grid: Tensor) -> float:
+            return self._scorer_of_finals.score(self.tableau(solver, grid), self.settings.confirmed)
+
+        outcome = ays(
+            self.gram,
+            self.model.noise,
+            starts,
+            lambda grid: self._selection(solver, grid, self.settings.screened),
+            fresh=on_fresh_seeds,
+            per_start=self.settings.per_start,
+        )
+        best = outcome.best
+        if best.sweep == 0:  # the table's column is AYS's all the same: its best, marked as not kept
+            best = min((pair for pair in outcome.tried if pair[0].sweep), key=lambda pair: pair[1])[0]
+        return Choice(best.times, best.origin, outcome.best.sweep > 0)
+
+    def extended(self, coarse: Tensor, n: int) -> Tensor:
+        """More steps from given times, the paper's way: split in halves, the new points alone descend, twice; then
+        read off log-linearly.
+        """
+        noise = self.model.noise
+        ratios = log_linear(refine(self.gram.klub, to_ratios(noise, coarse)), n + 1)
+        return to_times(noise, ratios, torch.cat([coarse[:1], ratios[1:-1], coarse[-1:]]))
+
+    @cached_property
+    def gram(self) -> Gram:
+        """The KLUB table, from the cache where it lies there."""
+        s = self.settings
+        return Gram.compute(
+            self.model,
+            self.data.samples[: s.paths],
+            seeds=CalibrationSeeds(s.paths),
+            condition=first_rows(self.data.condition, s.paths),
+            ratios=ratio_grid(self.model.noise, s.levels),
+            batch_size=min(s.batch, 64),
+            cache=self._cache,
+            probe=self._probe,
+            progress=self._progress,
+        )
+
+    def tableau(self, solver: str, grid: Tensor) -> Tableau:
+        """A solver on times."""
+        return solvers.get(solver)(grid).tabulate(self.model.noise)
+
+    def _selection(self, solver: str, grid: Tensor, count: int) -> float:
+        return self._scorer.score(self.tableau(solver, grid), count)
+
+    @cached_property
+    def _scorer(self) -> Scorer:
+        return self._scorer_on(SelectionSeeds(self.settings.confirmed))
+
+    @cached_property
+    def _scorer_of_finals(self) -> Scorer:
+        return self._scorer_on(SelectionSeeds(self.settings.confirmed, SET_STRIDE))
+
+    def _scorer_on(self, seeds: SelectionSeeds) -> Scorer:
+        judge = FrechetJudge(self.judge.features, self.judge.reference)
+        return Scorer(
+            self.model,
+            [judge],
+            seeds,
+            condition=self.condition,
+            cache=self._cache,
+            probe=self._probe,
+            batch_size=self.settings.batch,
+        )
+
+
+def _choice(record: dict[str, Any]) -> Choice:
+    return Choice(as_float64(record["times"]), record["origin"], record["kept"], record["calls"])

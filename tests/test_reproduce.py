@@ -1,0 +1,115 @@
+"""The experiment of AYS's Tables 5 and 6 as a machine: what it chooses, keeps and shows; on an analytic problem."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from fewstep import models, solvers
+from fewstep.errors import ArgumentError
+from fewstep.inputs import known_data
+from fewstep.metrics import Statistics
+from fewstep.reproduce.ays_table import AysTable
+from fewstep.reproduce.choosing import Settings
+from fewstep.search.ays import refine, to_ratios
+
+SMALL = Settings(
+    solvers=("ddim", "sde_dpmpp_2m"), nfes=(4, 20), grids=("karras", "logsnr", "vp_uniform"), levels=24, paths=64,
+    screened=64, confirmed=96, starts=1, per_start=2, images=64, seed_sets=2, batch=64,
+)  # fmt: skip
+
+
+def table(folder: Path, settings: Settings = SMALL, **options: object) -> AysTable:
+    model = models.load("problem:grid_6x6")
+    judge, data = models.judge("problem:grid_6x6"), known_data(model, 128)
+    assert judge is not None and data is not None
+    return AysTable(model, judge, data, folder, settings, **options)  # pyright: ignore[reportArgumentType]
+
+
+def test_the_whole_table_and_its_resumption(tmp_path: Path) -> None:
+    first = table(tmp_path)
+    first.run()
+    page = first.markdown()
+    assert "..." not in page and page.count("\N{RIGHTWARDS ARROW}") == 4
+    again = table(tmp_path)
+    again.run()  # all is on disk: no call is made
+    assert again.model.evaluations == 0
+    assert again.markdown() == page
+
+
+def test_an_interrupted_table_goes_on_to_the_same_scores(tmp_path: Path) -> None:
+    whole, broken = table(tmp_path / "whole"), table(tmp_path / "broken")
+    whole.run()
+    seen = 0
+
+    def stop(*_: object) -> None:
+        nonlocal seen
+        seen += 1
+        if seen == 5:
+            raise KeyboardInterrupt
+
+    broken.progress = stop
+    with pytest.raises(KeyboardInterrupt):
+        broken.run()
+    assert "..." in broken.markdown()
+    rest = table(tmp_path / "broken")
+    rest.run()
+    assert rest.markdown() == whole.markdown()
+
+
+def test_the_best_hand_crafted_times_are_chosen_by_the_score(tmp_path: Path) -> None:
+    work = table(tmp_path)
+    choice = work.chooser.chosen("ddim", 4, "hand")
+    scores = {
+        name: work.chooser._selection("ddim", grid, SMALL.screened) for name, grid in work.chooser._ranked("ddim", 4)
+    }
+    assert set(scores) == set(SMALL.grids)
+    assert choice.origin == min(scores, key=lambda name: scores[name])
+
+
+def test_more_steps_come_from_the_hierarchy(tmp_path: Path) -> None:
+    work = table(tmp_path)
+    coarse = work.chooser.chosen("ddim", 10, "ays")
+    before = work.model.evaluations
+    fine = work.chooser.chosen("ddim", 20, "ays")
+    assert work.model.evaluations == before  # no network call
+    noise = work.model.noise
+    expected = refine(work.chooser.gram.klub, to_ratios(noise, coarse.times), 1)
+    assert (to_ratios(noise, fine.times).log() - expected.log()).abs().max() < 1e-9
+    assert torch.equal(fine.times[[0, -1]], coarse.times[[0, -1]])
+
+
+def test_ays_column_is_ays_even_where_it_would_not_be_kept(tmp_path: Path) -> None:
+    choice = table(tmp_path).chooser.chosen("sde_dpmpp_2m", 4, "ays")
+    assert "AYS" in choice.origin and choice.kept in (True, False)
+
+
+def test_other_references_are_scored_too(tmp_path: Path) -> None:
+    model = models.load("problem:grid_6x6")
+    other = Statistics.of(torch.randn(500, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))
+    found = table(tmp_path, others={"normal": other}).score("ddim", 4, "hand", 0)
+    assert found["fd normal"] > 0 and found["fd normal"] != found["fd"]
+    assert model.noise == table(tmp_path).model.noise
+
+
+def test_seed_sets_are_disjoint(tmp_path: Path) -> None:
+    work = table(tmp_path)
+    one, two = work.score("ddim", 4, "hand", 0), work.score("ddim", 4, "hand", 1)
+    assert one["fd"] != two["fd"]
+    assert not set(work._seeds(0)) & set(work._seeds(1))
+
+
+def test_what_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ArgumentError, match="paths=4096"):
+        table(tmp_path, replace(SMALL, paths=4096))
+    with pytest.raises(ArgumentError, match="from 2 on"):
+        table(tmp_path, replace(SMALL, nfes=(1,)))
+    with pytest.raises(ArgumentError, match="no solver|unknown|nonsense"):
+        table(tmp_path, replace(SMALL, solvers=("nonsense",)))
+
+
+def test_paper_solvers_all_exist() -> None:
+    assert all(solvers.calls(name, n) == n for name in Settings().solvers for n in (5, 10, 20, 30))
