@@ -18,27 +18,34 @@ from __future__ import annotations
 
 import argparse
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from benchmarks import ays_page as page
 from benchmarks.network import draw
 from benchmarks.quality_cells import in_bfloat16
 from fewstep import models, solvers, times
 from fewstep.compare import Results
 from fewstep.denoiser import Denoiser
+from fewstep.files import atomic_write_text
 from fewstep.inputs import Data, known_data
 from fewstep.metrics import Statistics, frechet_with_error
 from fewstep.progress import shown
-from fewstep.randomness import CalibrationSeeds
+from fewstep.randomness import CalibrationSeeds, ReportSeeds, SelectionSeeds
 from fewstep.reproduce.ays_table import AysTable
 from fewstep.reproduce.choosing import SOLVERS, Settings
 from fewstep.sampling import sample
+from fewstep.search.ays import descents, to_ratios
+from fewstep.search.cache import Cache
+from fewstep.search.objective import FrechetJudge, Judge, PairedJudge, Scorer, SlicedJudge
+from fewstep.search.teacher import Teacher, reference_schedule
 
 RESULTS = Path(__file__).parent / "results" / "ays"
 RUNS = Path("runs")
@@ -66,11 +73,11 @@ def digits_judge() -> models.Judge:
     return judge
 
 
-def teacher_features(name: str) -> Tensor:
-    """`[10000, 64]` features of a teacher's samples, drawn where they are not there yet."""
+def teacher_drawn(name: str) -> dict[str, Tensor]:
+    """10,000 samples of a teacher with their features, drawn where they are not there yet."""
     model = network()
     tableau = solvers.get(TEACHERS[name])(times.karras(model.noise, TEACHER_STEPS)).tabulate(model.noise)
-    return draw(model, tableau, TEACHER_SAMPLES, RUNS / "network")["features"].double()
+    return draw(model, tableau, TEACHER_SAMPLES, RUNS / "network")
 
 
 def teacher_statistics(name: str) -> Statistics:
@@ -78,7 +85,7 @@ def teacher_statistics(name: str) -> Statistics:
     path = RESULTS / f"{name.replace(' ', '-').lower()}.safetensors"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        Statistics.of(teacher_features(name)).save(path)
+        Statistics.of(teacher_drawn(name)["features"].double()).save(path)
     return Statistics.load(path)
 
 
@@ -90,7 +97,7 @@ def teachers(arguments: argparse.Namespace) -> None:
         for size in (2000, 5000):
             key = f"{name}, {size}"
             if kept.get(key) is None:
-                parts = teacher_features(name).split(size)
+                parts = teacher_drawn(name)["features"].double().split(size)
                 found = [frechet_with_error(part, digits_judge().reference).value for part in parts]
                 kept.add(key, {"fd": statistics.mean(found), "deviation": statistics.stdev(found), "sets": len(found)})
             print(key, kept.get(key))
@@ -163,11 +170,16 @@ GUIDANCE = (1.0, 3.0, 5.0, 7.0)
 GUIDED_STEPS, GUIDED_SAMPLES = 30, 2500
 
 
+def guided_path(weight: float) -> Path:
+    """Moments of the samples of the teacher at this guidance."""
+    return RESULTS / f"guided-{weight:g}.safetensors"
+
+
 def guided_table(arguments: argparse.Namespace, weight: float) -> AysTable:
     """The table of one guidance weight; the reference is its own teacher's set."""
     model = network(weight)
     tableau = solvers.get("dpmpp_2m")(times.logsnr(model.noise, GUIDED_STEPS)).tabulate(model.noise)
-    path = RESULTS / f"guided-{weight:g}.safetensors"
+    path = guided_path(weight)
     if not path.exists():
         seeds = CalibrationSeeds(GUIDED_SAMPLES, 300_000_000)
         rows = [
@@ -191,17 +203,142 @@ def guided(arguments: argparse.Namespace) -> None:
                 told(f"guidance {weight:g}, {nfe} {kind}, set {k}:", work.score(solver, nfe, kind, k))
 
 
+# ------------------------------------------------------------------------------------------------------------- judges
+JUDGED = (("ddim", 5), ("dpmpp_2m", 5), ("ddim", 10), ("dpmpp_2m", 10))
+JUDGING_IMAGES, PAIRED_IMAGES, SLICED_IMAGES = 512, 256, 2000
+PAIRED = "paired L2 to the teacher"
+JUDGES = ("FD to the data", "FD to the teacher's set", "sliced Wasserstein to the teacher's set, pixels", PAIRED)
+
+
+def judging(work: AysTable, seeds: Sequence[int], names: Sequence[str]) -> Scorer:
+    """Scores of samples by all judges of these names."""
+    model = work.model
+    reference = reference_schedule(model.noise).tabulate(model.noise)
+    taught = Teacher(model, reference, condition=work.chooser.condition, cache=CACHE, batch_size=250)
+    images = teacher_drawn("ODE teacher")["images"][:SLICED_IMAGES].float() / 127.5 - 1
+    known: dict[str, Callable[[], Judge]] = {
+        JUDGES[0]: lambda: FrechetJudge(work.judge.features, work.judge.reference),
+        JUDGES[1]: lambda: FrechetJudge(work.judge.features, teacher_statistics("ODE teacher")),
+        JUDGES[2]: lambda: SlicedJudge(images, JUDGES[2]),
+        PAIRED: lambda: PairedJudge(taught, seeds),
+    }
+    made = [known[name]() for name in names]
+    return Scorer(model, made, seeds, condition=work.chooser.condition, cache=Cache(CACHE), batch_size=250)
+
+
+def snapshots(work: AysTable, solver: str, nfe: int) -> dict[str, Tensor]:
+    """Every hand-crafted grid, and six snapshots of each way down from the best three."""
+    noise, ranked = work.model.noise, work.chooser.ranked(solver, nfe)
+    ways = descents(work.chooser.gram, noise, dict(ranked[: work.settings.starts]))
+    found = dict(ranked)
+    found.update({s.origin: s.times for way in ways for s in way.thinned(work.settings.per_start)})
+    return found
+
+
+def judges(arguments: argparse.Namespace) -> None:
+    """What each judge chooses, and what the choice scores by all of them on fresh seeds."""
+    work, kept = table_of(arguments), Results(RESULTS / "judges.jsonl")
+    seeds = SelectionSeeds(JUDGING_IMAGES)
+    fresh = ReportSeeds(PAIRED_IMAGES, OFFSET)
+    for solver, nfe in part(JUDGED, arguments):
+        grids = snapshots(work, solver, nfe)
+        scorer = judging(work, seeds, JUDGES)
+        tables = {name: work.chooser.tableau(solver, grid) for name, grid in grids.items()}
+        rows = {name: scorer.rows(tableau, JUDGING_IMAGES) for name, tableau in tables.items()}
+        for k, judge in enumerate(JUDGES):
+            scores = {name: scorer.judges[k].score(row[k]) for name, row in rows.items()}
+            best = min(scores, key=lambda name: scores[name])
+            key = f"{solver}, {nfe}, {judge}"
+            if kept.get(key) is None:
+                found = [work.scored(solver, grids[best], best, j) for j in range(arguments.seed_sets)]
+                paired = judging(work, fresh, (PAIRED,)).score(tables[best], PAIRED_IMAGES)
+                mean = {name: statistics.mean(f[name] for f in found) for name in found[0]}
+                kept.add(key, {"times": best, "selection": scores[best], "paired": paired, **mean})
+            told(key, kept.get(key) or {})
+
+
+# --------------------------------------------------------------------------------------------------------------- data
+MADE = 512
+
+
+def made_table(arguments: argparse.Namespace) -> AysTable:
+    """The table of DPM-Solver++(2M) whose KLUB comes from the teacher's own samples."""
+    model = network()
+    tableau = solvers.get("dpmpp_2m")(times.karras(model.noise, TEACHER_STEPS)).tabulate(model.noise)
+    seeds = CalibrationSeeds(MADE, 400_000_000)
+    path = RUNS / "ays-made.safetensors"
+    if not path.exists():
+        labels = models.default_condition(model, seeds)
+        save_file({"images": sample(model, tableau, seeds=seeds, condition=labels, batch_size=250)}, path)
+    data = Data(load_file(path)["images"], models.default_condition(model, seeds), f"{MADE} samples of the teacher")
+    chosen = settings(arguments, solvers=("dpmpp_2m",), nfes=(5, 10))
+    return AysTable(
+        model, digits_judge(), data, RESULTS / "made", chosen, cache=CACHE,
+        others={name: teacher_statistics(name) for name in TEACHERS},
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def data(arguments: argparse.Namespace) -> None:
+    """Real data or the teacher's samples behind the KLUB."""
+    work, kept = made_table(arguments), Results(RESULTS / "made" / "gap.jsonl")
+    for k in range(arguments.seed_sets):
+        for solver, nfe, kind in work.plan():
+            told(f"made data, {nfe} {kind}, set {k}:", work.score(solver, nfe, kind, k))
+    if kept.get("klub") is None:
+        real, made = table_of(arguments).chooser.gram, work.chooser.gram
+        noise = work.model.noise
+        rows = {}
+        for nfe in (5, 10):
+            ratios = to_ratios(noise, times.karras(noise, nfe))
+            rows[str(nfe)] = [*real.total_with_error(ratios), *made.total_with_error(ratios)]
+        defects = [real.martingale_defect(), made.martingale_defect()]
+        kept.add("klub", {"klub of karras: real, error, made, error": rows, "martingale defects": defects})
+
+
+def report(arguments: argparse.Namespace) -> None:
+    """The page, from what there is."""
+    work, kept = table_of(arguments), Results(RESULTS / "teachers.jsonl")
+    wide = table_of(arguments, nfes=TARGET_NFES)
+    grids = {nfe: [name for name, _ in target_grids(wide, "dpmpp_2m", nfe)] for nfe in TARGET_NFES}
+
+    def found(nfe: int, name: str, score: str) -> list[float]:
+        kind = {"AYS": "ays", "best hand-crafted": "hand"}.get(name)
+        if kind is not None and wide.chooser.known("dpmpp_2m", nfe, kind) is None:
+            return []
+        where = dict(target_grids(wide, "dpmpp_2m", nfe))[name]()
+        return [f[score] for f in wide.found("dpmpp_2m", where)]
+
+    teacher = (kept.get("SDE teacher, 2000") or {"fd": 0.0})["fd"]
+    text = "\n".join(
+        [
+            page.INTRODUCTION.format(
+                sets=arguments.seed_sets, images=arguments.images, teachers=page.teachers_text(kept)
+            ),
+            page.targets_text(wide, TARGET_NFES, lambda nfe: grids[nfe], found, teacher),
+            page.solvers_text(work),
+            page.choices_text(work),
+            page.judges_text(Results(RESULTS / "judges.jsonl"), JUDGED, JUDGES),
+            page.guided_text({w: guided_table(arguments, w) for w in GUIDANCE if guided_path(w).exists()}),
+            page.data_text(work, made_table(arguments), Results(RESULTS / "made" / "gap.jsonl").get("klub")),
+        ]
+    )
+    atomic_write_text(arguments.docs / "ays-results.md", text)
+    page.figure(work, arguments.docs / "assets" / "tables" / "ays_steps.png")
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.ays", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    phases = {f.__name__: f for f in (teachers, table, targets, guided)}
+    phases = {f.__name__: f for f in (teachers, table, targets, judges, guided, data, report)}
     parser.add_argument("phase", choices=list(phases))
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--images", type=int, default=2000, help="of each seed set")
     parser.add_argument("--seed-sets", type=int, default=3)
     parser.add_argument("--part", type=lambda text: tuple(map(int, text.split("/"))), default=(0, 1), metavar="K/M")
+    parser.add_argument("--docs", type=Path, default=Path("docs"))
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     phases[arguments.phase](arguments)

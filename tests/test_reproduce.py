@@ -64,7 +64,7 @@ def test_the_best_hand_crafted_times_are_chosen_by_the_score(tmp_path: Path) -> 
     work = table(tmp_path)
     choice = work.chooser.chosen("ddim", 4, "hand")
     scores = {
-        name: work.chooser._selection("ddim", grid, SMALL.screened) for name, grid in work.chooser._ranked("ddim", 4)
+        name: work.chooser._selection("ddim", grid, SMALL.screened) for name, grid in work.chooser.ranked("ddim", 4)
     }
     assert set(scores) == set(SMALL.grids)
     assert choice.origin == min(scores, key=lambda name: scores[name])

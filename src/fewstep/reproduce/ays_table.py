@@ -105,8 +105,13 @@ class AysTable:
         choice = self.chooser.known(solver, nfe, kind)
         if choice is None:
             return None
-        keys = [self._score_key(self.chooser.tableau(solver, choice.times), k) for k in range(self.settings.seed_sets)]
-        return choice, [found for key in keys if (found := self._scores.get(key)) is not None]
+        return choice, self.found(solver, choice.times)
+
+    def found(self, solver: str, grid: Tensor) -> list[dict[str, Any]]:
+        """The scores of a solver on these times that are there already, one for each seed set."""
+        tableau = self.chooser.tableau(solver, grid)
+        keys = [self._score_key(tableau, k) for k in range(self.settings.seed_sets)]
+        return [scores for key in keys if (scores := self._scores.get(key)) is not None]
 
     def score(self, solver: str, nfe: int, kind: str, k: int) -> dict[str, Any]:
         """The scores of one cell on the k-th set of report seeds."""

@@ -143,12 +143,12 @@ class Chooser:
         return digest("choice", self.model.fingerprint, self.judge.reference.mean, solver, nfe, kind, spent, more)
 
     def _hand(self, solver: str, nfe: int) -> Choice:
-        ranked = self._ranked(solver, nfe)[: self.settings.starts]
+        ranked = self.ranked(solver, nfe)[: self.settings.starts]
         scores = {name: self._selection(solver, grid, self.settings.confirmed) for name, grid in ranked}
         best = min(scores, key=lambda name: scores[name])
         return Choice(dict(ranked)[best], best)
 
-    def _ranked(self, solver: str, nfe: int) -> list[tuple[str, Tensor]]:
+    def ranked(self, solver: str, nfe: int) -> list[tuple[str, Tensor]]:
         """Hand-crafted grids, best first."""
         steps = solvers.calls(solver, nfe)
         assert steps is not None
@@ -165,7 +165,7 @@ class Chooser:
         if nfe > COARSE:
             coarse = self.chosen(solver, COARSE, "ays")
             return Choice(self.extended(coarse.times, nfe), f"{coarse.origin}, {COARSE} steps refined to {nfe}")
-        starts = dict(self._ranked(solver, nfe)[: self.settings.starts])
+        starts = dict(self.ranked(solver, nfe)[: self.settings.starts])
 
         def on_fresh_seeds(grid: Tensor) -> float:
             return self._scorer_of_finals.score(self.tableau(solver, grid), self.settings.confirmed)
