@@ -49,3 +49,7 @@ class LossyExport(FewstepError):
 
 class FileFormatError(FewstepError, ValueError):
     """A file is damaged, of an unknown kind, or newer than this version."""
+
+
+class StudyError(FewstepError):
+    """A study cannot go on: another process writes it, the disk is full, its workers or its objective fail."""
