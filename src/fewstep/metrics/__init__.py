@@ -10,7 +10,13 @@ All sums are in float64 on the CPU.
 from fewstep.metrics.frechet import frechet, frechet_with_error
 from fewstep.metrics.images import read_images, statistics_of_images
 from fewstep.metrics.kernel import kernel_distance
-from fewstep.metrics.likelihood import entropy, gaussian_kl, kl_to_density, negative_log_likelihood
+from fewstep.metrics.likelihood import (
+    entropy,
+    gaussian_kl,
+    kl_of_samples,
+    kl_to_density,
+    negative_log_likelihood,
+)
 from fewstep.metrics.neighbours import PrecisionRecall, precision_recall
 from fewstep.metrics.paired import paired_l2, paired_rmse
 from fewstep.metrics.statistics import Estimate, Features, Statistics, mean_with_error
@@ -26,6 +32,7 @@ __all__ = [
     "frechet_with_error",
     "gaussian_kl",
     "kernel_distance",
+    "kl_of_samples",
     "kl_to_density",
     "mean_with_error",
     "negative_log_likelihood",
