@@ -87,10 +87,13 @@ def test_python_factory_in_the_working_folder(tmp_path: Path, monkeypatch: pytes
         ("mnist:small", "is no model"),
         ("problem:nothing", "give one of .*gaussian"),
         ("diffusers:runwayml/x", "later release; until then give mnist"),
-        ("edm:net.pkl", "later release"),
+        ("edm:net.pkl", "no file net.pkl"),
+        ("edm:", "is no model"),
+        ("edm:net.pkl?guidance=2", "guidance=2: EDM's networks"),
+        ("mnist?trust-pickle", "are for edm: models"),
         ("mnist?noise=pink", "noise='pink' .* edm, vp, cosine, flow, sd"),
         ("mnist?guidance=strong", "not a number"),
-        ("mnist?steps=3", "known are noise= and guidance="),
+        ("mnist?steps=3", "known are noise=, guidance="),
     ],
 )
 def test_bad_names(name: str, words: str) -> None:

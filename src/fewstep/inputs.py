@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 from fewstep import models, networks, problems
 from fewstep.denoiser import Denoiser
 from fewstep.errors import ArgumentError
+from fewstep.networks.labels import innermost
 from fewstep.search.cache import rows
 from fewstep.search.teacher import ConditionOf
 
@@ -45,21 +46,14 @@ def resolve(model: Denoiser | str) -> tuple[Denoiser, str]:
     return model, f"problem:{problem.name}" if problem is not None and problem.name else f"network {model.fingerprint}"
 
 
-def _innermost(model: Denoiser) -> Any:
-    inner: Any = model
-    while isinstance(inner, Denoiser):
-        inner = inner.fn
-    return inner
-
-
 def is_mnist(model: Denoiser) -> bool:
     """Whether it is the digit network that ships, perhaps guided."""
-    return networks.classes_of(model) == 10 and tuple(model.shape) == MNIST_SHAPE
+    return isinstance(innermost(model), networks.DigitNetwork) and tuple(model.shape) == MNIST_SHAPE
 
 
 def problem_of(model: Denoiser) -> problems.Problem | None:
     """The analytic problem that a denoiser belongs to, if any."""
-    owner = getattr(_innermost(model), "__self__", None)
+    owner = getattr(innermost(model), "__self__", None)
     return owner if isinstance(owner, problems.Problem) else None
 
 

@@ -1,4 +1,4 @@
-"""Names to networks: `mnist`, `problem:NAME`, `python:MODULE:FACTORY`; and what judges their samples.
+"""Names to networks: `mnist`, `problem:NAME`, `edm:FILE`, `python:MODULE:FACTORY`; and what judges their samples.
 
 model = load("mnist", guidance=2.0)
 model = load("problem:grid_8x8?noise=flow")       # options may stand in the name, for command lines
@@ -12,7 +12,7 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 from urllib.parse import parse_qsl
@@ -36,8 +36,10 @@ NOISES: dict[str, Callable[[], NoiseSchedule]] = {
 }
 """Noise schedules that a name can ask for, as in `mnist?noise=flow`."""
 
-CHOICES = "mnist, problem:NAME (NAME one of " + ", ".join(problems.NAMES) + "), or python:MODULE:FACTORY"
-LATER = ("diffusers", "edm")
+CHOICES = "mnist, problem:NAME (NAME one of " + ", ".join(problems.NAMES) + "), edm:FILE, or python:MODULE:FACTORY"
+LATER = ("diffusers",)
+FLAGS = {"trust-pickle": "trust_pickle", "fp16": "fp16"}
+"""Options of a name that take no value, and the arguments that they stand for."""
 
 
 def load(
@@ -47,27 +49,44 @@ def load(
     noise: NoiseSchedule | str | None = None,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
+    trust_pickle: bool = False,
+    fp16: bool = False,
 ) -> Denoiser:
     """The network of that name as a `Denoiser`.
 
     Args:
-        name: `mnist`, the class-conditional digit network that ships; `problem:NAME`, an analytic problem;
-            `python:MODULE:FACTORY`, what `FACTORY()` of an importable module (or one in the working folder) returns.
-            Options can follow: `mnist?guidance=2&noise=flow`.
+        name: `mnist`, the class-conditional digit network that ships; `problem:NAME`, an analytic problem; `edm:FILE`,
+            a network of EDM (Karras et al. 2022) from its .safetensors or .pkl; `python:MODULE:FACTORY`, what
+            `FACTORY()` of an importable module (or one in the working folder) returns.
+            Options can follow: `mnist?guidance=2&noise=flow`, `edm:FILE?trust-pickle&fp16&device=cuda`.
         guidance: classifier-free guidance weight; 1 is none.
         noise: noise schedule of the states, or its name: edm, vp, cosine, flow, sd. By default the network's own.
         dtype, device: of the states; float32 on the CPU by default.
+        trust_pickle, fp16: for `edm:`, see `fewstep.networks.edm_denoiser`.
 
     Raises:
         ArgumentError: an unknown name or option; lists the choices.
+        FileFormatError: a damaged file.
     """
-    name, guidance, noise = _with_options(name, guidance, noise)
-    schedule = _noise(noise)
+    asked = Asked(guidance, noise, device, trust_pickle, fp16)
+    name, _, query = name.partition("?")
+    for key, value in parse_qsl(query, keep_blank_values=True):
+        asked = asked.with_option(key, value)
+    schedule, device = _noise(asked.noise), asked.device
     kind, _, rest = name.partition(":")
+    if kind != "edm" and (asked.trust_pickle or asked.fp16):
+        raise ArgumentError(f"name={name!r}: trust_pickle and fp16 are for edm: models; leave them out")
     if name == "mnist":
         model = networks.mnist_denoiser(noise=schedule, dtype=dtype or torch.float32, device=device or "cpu")
     elif kind == "problem" and rest:
         model = problems.get(rest, schedule).denoiser(dtype=dtype or torch.float32, device=device or "cpu")
+    elif kind == "edm" and rest:
+        if asked.guidance != 1:
+            raise ArgumentError(f"guidance={asked.guidance:g}: EDM's networks know no unlabelled images; leave it at 1")
+        model = networks.edm_denoiser(
+            rest, noise=schedule, dtype=dtype or torch.float32, device=device or "cpu",
+            trust_pickle=asked.trust_pickle, fp16=asked.fp16,
+        )  # fmt: skip
     elif kind == "python" and rest:
         if not (schedule is dtype is device is None):
             raise ArgumentError("noise, dtype and device of a python: model are chosen by its factory: set them there")
@@ -76,26 +95,33 @@ def load(
         raise ArgumentError(f"name={name!r}: {kind}: models come with a later release; until then give {CHOICES}")
     else:
         raise ArgumentError(f"name={name!r} is no model; give {CHOICES}")
-    return model if guidance == 1 else guided(model, guidance)
+    return model if asked.guidance == 1 else guided(model, asked.guidance)
 
 
-def _with_options(
-    name: str, guidance: float, noise: NoiseSchedule | str | None
-) -> tuple[str, float, NoiseSchedule | str | None]:
-    name, _, query = name.partition("?")
-    for key, value in parse_qsl(query, keep_blank_values=True):
-        if key == "noise":
-            noise = value
-        elif key == "guidance":
-            try:
-                guidance = float(value)
-            except ValueError:
-                raise ArgumentError(
-                    f"guidance={value!r} in the model's name is not a number; write guidance=2.0"
-                ) from None
-        else:
-            raise ArgumentError(f"{key!r} in the model's name is no option; known are noise= and guidance=")
-    return name, guidance, noise
+@dataclass(frozen=True)
+class Asked:
+    """Options of a model, from arguments and from its name; the name's win."""
+
+    guidance: float
+    noise: NoiseSchedule | str | None
+    device: torch.device | str | None
+    trust_pickle: bool
+    fp16: bool
+
+    def with_option(self, key: str, value: str) -> Asked:
+        """The same with one option of the name."""
+        if key in FLAGS and value in ("", "1", "true"):
+            return replace(self, **{FLAGS[key]: True})
+        if key in ("noise", "device"):
+            return replace(self, **{key: value})
+        if key != "guidance":
+            raise ArgumentError(
+                f"{key!r} in the model's name is no option; known are noise=, guidance=, device=, trust-pickle and fp16"
+            )
+        try:
+            return replace(self, guidance=float(value))
+        except ValueError:
+            raise ArgumentError(f"guidance={value!r} in the model's name is not a number; write guidance=2.0") from None
 
 
 def _noise(noise: NoiseSchedule | str | None) -> NoiseSchedule | None:

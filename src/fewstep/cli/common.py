@@ -31,13 +31,22 @@ Commands = tuple[tuple[str, Callable[..., None], str], ...]
 ModelName = Annotated[
     str,
     typer.Argument(
-        metavar="MODEL", show_default=False, help="mnist, problem:NAME or python:MODULE:FACTORY; see `fewstep models`."
+        metavar="MODEL",
+        show_default=False,
+        help="mnist, problem:NAME, edm:FILE or python:MODULE:FACTORY; see `fewstep models`.",
     ),
 ]
 ScheduleFile = Annotated[
     Path, typer.Argument(metavar="FILE", show_default=False, help="A schedule file, or the folder of `optimize`.")
 ]
 Guidance = Annotated[float, typer.Option("--guidance", "-g", help="Classifier-free guidance weight; 1 is none.")]
+TrustPickle = Annotated[
+    bool,
+    typer.Option(
+        "--trust-pickle",
+        help="Read the .pkl of an edm: model. A pickle can carry code; none is run, but say that you know its origin.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines instead of text.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
 
@@ -137,11 +146,16 @@ def load_table(path: Path, network: Denoiser | None = None) -> Tableau:
     return table
 
 
-def model_option(name: str, guidance: float) -> Any:
+def model_option(name: str, guidance: float, trust_pickle: bool = False) -> Any:
     """The model of a command's arguments."""
     from fewstep.models import load
 
-    return load(name, guidance=guidance)
+    return load(name, guidance=guidance, trust_pickle=trust_pickle)
+
+
+def with_option(name: str, option: str) -> str:
+    """A model's name with one more option behind it."""
+    return f"{name}{'&' if '?' in name else '?'}{option}"
 
 
 def show(data: Any, text: str, *, as_json: bool) -> None:

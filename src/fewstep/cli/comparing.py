@@ -19,6 +19,7 @@ from fewstep.cli.common import (
     ModelName,
     Quiet,
     Stopped,
+    TrustPickle,
     examples,
     flat,
     guarded,
@@ -67,6 +68,7 @@ def compare(
         str | None, typer.Option(help="fd, rms or nll; by default fd for networks, rms for problems.")
     ] = None,
     guidance: Guidance = 1.0,
+    trust_pickle: TrustPickle = False,
     out: Annotated[Path | None, typer.Option(help="Folder for compare.json and compare.png.")] = None,
     cache: Annotated[
         Path | None, typer.Option(help="File of finished scores.", show_default="in --out, else the user's cache")
@@ -86,7 +88,7 @@ def compare(
     from fewstep.progress import shown
     from fewstep.randomness import ReportSeeds
 
-    network = model_option(model, guidance)
+    network = model_option(model, guidance, trust_pickle)
     judge, metric = _judge(judge_of(model), by, model, samples)
     cells = _cells(network, whole_numbers(nfe, "--nfe"), flat(schedule), flat(solver), flat(times))
     store = cache or _cache_file(out)

@@ -48,6 +48,7 @@ def models(as_json: AsJson = False) -> None:
         ("mnist", "The class-conditional digit network that ships (EDM noise, 1 x 28 x 28, labels 0 to 9)."),
         *described,
     ]
+    rows.append(("edm:FILE", "A network of EDM (Karras et al. 2022): .safetensors, or its .pkl with --trust-pickle."))
     rows.append(("python:MODULE:FACTORY", "Your own: FACTORY() of an importable MODULE returns a fewstep.Denoiser."))
     options = f"mnist?guidance=2, problem:grid_8x8?noise=flow (noise: {', '.join(NOISES)})"
     text = f"{aligned(rows)}\n\nOptions may follow a name: {options}."

@@ -9,7 +9,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fewstep.cli.common import AsJson, Commands, Guidance, ModelName, Quiet, Stopped, examples, guarded, show
+from fewstep.cli.common import (
+    AsJson,
+    Commands,
+    Guidance,
+    ModelName,
+    Quiet,
+    Stopped,
+    TrustPickle,
+    examples,
+    guarded,
+    show,
+    with_option,
+)
 from fewstep.errors import ArgumentError
 from fewstep.words import seconds_in_words, with_error
 
@@ -33,6 +45,7 @@ def optimize(
         str, typer.Option(help="What selects: frechet, teacher, or auto (frechet where features are known).")
     ] = "auto",
     guidance: Guidance = 1.0,
+    trust_pickle: TrustPickle = False,
     out: Annotated[Path | None, typer.Option(help="Folder for the results.", show_default="runs/MODEL-NFE")] = None,
     around: Annotated[
         bool,
@@ -58,7 +71,8 @@ def optimize(
     from fewstep.progress import shown
     from fewstep.search.plan import default_calls
 
-    name = model if guidance == 1 else f"{model}{'&' if '?' in model else '?'}guidance={guidance:g}"
+    name = model if guidance == 1 else with_option(model, f"guidance={guidance:g}")
+    name = with_option(name, "trust-pickle") if trust_pickle else name
     folder = out or Path("runs") / f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', model).strip('-')}-{nfe}"
     own = own_calls(nfe, around)
     calls = max_calls

@@ -13,6 +13,7 @@ from fewstep.cli.common import (
     Guidance,
     ModelName,
     Stopped,
+    TrustPickle,
     examples,
     guarded,
     load_table,
@@ -42,6 +43,7 @@ def sample(
         int | None, typer.Option(help="One class for all samples; by default seed modulo the number of classes.")
     ] = None,
     guidance: Guidance = 1.0,
+    trust_pickle: TrustPickle = False,
     columns: Annotated[int | None, typer.Option(min=1, help="Samples in a row of the picture.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Samples given to the network at once.")] = 64,
     as_json: AsJson = False,
@@ -57,7 +59,7 @@ def sample(
 
     pictures.check_suffix(out)
     wanted = seeds_of(seeds)
-    network = model_option(model, guidance)
+    network = model_option(model, guidance, trust_pickle)
     table = chosen_table(network, schedule, solver, times, nfe)
     condition = default_condition(network, wanted)
     if label is not None:

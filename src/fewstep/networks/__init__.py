@@ -1,4 +1,4 @@
-"""Small real networks: their code, the scripts that trained them, and the weights that ship.
+"""Small real networks: their code, the scripts that trained them, and the weights that ship; and EDM's, from files.
 
 python -m fewstep.networks.train            the diffusion network
 python -m fewstep.networks.train_features   the feature network (a classifier)
@@ -6,10 +6,12 @@ python -m fewstep.networks.reference        feature statistics, reference featur
 python -m fewstep.networks.train_points     the networks for points in the plane (`fewstep.networks.points`)
 """
 
+from fewstep.networks.edm_denoiser import edm_denoiser
+from fewstep.networks.labels import classes_of
 from fewstep.networks.mnist import (
     CLASS_SHARES,
+    DigitNetwork,
     Images,
-    classes_of,
     mnist_classify,
     mnist_denoiser,
     mnist_features,
@@ -21,8 +23,10 @@ from fewstep.networks.mnist import (
 
 __all__ = [
     "CLASS_SHARES",
+    "DigitNetwork",
     "Images",
     "classes_of",
+    "edm_denoiser",
     "mnist_classify",
     "mnist_denoiser",
     "mnist_features",

@@ -22,6 +22,7 @@ from fewstep.denoiser import Denoiser, from_callable
 from fewstep.errors import ArgumentError, FileFormatError
 from fewstep.metrics.statistics import Statistics
 from fewstep.networks.classifier import Classifier
+from fewstep.networks.labels import Labelled, check_labels
 from fewstep.networks.unet import EDMPrecond, UNet, channels_last
 from fewstep.noise import EDM, NoiseSchedule
 
@@ -54,31 +55,27 @@ def _ready(make: Callable[[], nn.Module], tensors: dict[str, Tensor]) -> nn.Modu
     return module
 
 
-class Labelled(nn.Module):
+class DigitNetwork(Labelled):
     """A network `(x, sigma, label)` that also takes no label: then it gets the null class."""
+
+    identity = "fewstep.networks.mnist.Labelled"
 
     def __init__(self, network: EDMPrecond) -> None:
         super().__init__()
         self.network = network
 
+    @property
+    def classes(self) -> int:
+        """Number of classes, which is also the label that means "no label"."""
+        return self.network.net.classes
+
     def forward(self, x: Tensor, sigma: Tensor, label: Tensor | None = None) -> Tensor:
         """`x [B, C, H, W]`, `sigma [B]`, `label [B]` integers in 0..classes to x_0."""
-        null = self.network.net.classes
         if label is None:
-            label = torch.full((len(x),), null, device=x.device)
+            label = torch.full((len(x),), self.classes, device=x.device)
         elif not torch.compiler.is_compiling():
-            _check_labels(label, len(x), null)
+            check_labels(label, len(x), self.classes)
         return self.network(x, sigma, label.to(x.device))
-
-
-def _check_labels(label: Tensor, rows: int, null: int) -> None:
-    if label.shape != (rows,) or label.is_floating_point():
-        raise ArgumentError(
-            f"condition has shape {tuple(label.shape)} and dtype {label.dtype}; give one integer label for each of the "
-            f"{rows} samples"
-        )
-    if label.device.type == "cpu" and not bool(((label >= 0) & (label <= null)).all()):
-        raise ArgumentError(f"condition has labels outside 0..{null - 1} ({null} stands for no label); correct them")
 
 
 def load_denoiser(
@@ -92,7 +89,7 @@ def load_denoiser(
     tensors, metadata = read_weights(path)
     network = cast(EDMPrecond, _ready(lambda: EDMPrecond(UNet(**metadata["config"])), tensors))
     return from_callable(
-        Labelled(network).to(device),
+        DigitNetwork(network).to(device),
         prediction="x0",
         noise=TRAINED_ON if noise is None else noise,
         network_noise=TRAINED_ON,
@@ -103,14 +100,6 @@ def load_denoiser(
         dtype=dtype,
         check=False,
     )
-
-
-def classes_of(denoiser: Denoiser) -> int | None:
-    """Number of classes of a network of this package, also inside wrappers; None for any other denoiser."""
-    inner: Any = denoiser
-    while isinstance(inner, Denoiser):
-        inner = inner.fn
-    return inner.network.net.classes if isinstance(inner, Labelled) else None
 
 
 class DigitFeatures(nn.Module):
