@@ -42,7 +42,7 @@ from fewstep.randomness import CalibrationSeeds, ReportSeeds, SelectionSeeds
 from fewstep.reproduce.ays_table import AysTable
 from fewstep.reproduce.choosing import SOLVERS, Settings
 from fewstep.sampling import sample
-from fewstep.search.ays import descents, to_ratios
+from fewstep.search.ays import to_ratios
 from fewstep.search.cache import Cache
 from fewstep.search.objective import FrechetJudge, Judge, PairedJudge, Scorer, SlicedJudge
 from fewstep.search.teacher import Teacher, reference_schedule
@@ -205,7 +205,7 @@ def guided(arguments: argparse.Namespace) -> None:
 
 # ------------------------------------------------------------------------------------------------------------- judges
 JUDGED = (("ddim", 5), ("dpmpp_2m", 5), ("ddim", 10), ("dpmpp_2m", 10))
-JUDGING_IMAGES, PAIRED_IMAGES, SLICED_IMAGES = 512, 256, 2000
+JUDGING_IMAGES, PAIRED_IMAGES, SLICED_IMAGES = 384, 256, 2000
 PAIRED = "paired L2 to the teacher"
 JUDGES = ("FD to the data", "FD to the teacher's set", "sliced Wasserstein to the teacher's set, pixels", PAIRED)
 
@@ -226,13 +226,10 @@ def judging(work: AysTable, seeds: Sequence[int], names: Sequence[str]) -> Score
     return Scorer(model, made, seeds, condition=work.chooser.condition, cache=Cache(CACHE), batch_size=250)
 
 
-def snapshots(work: AysTable, solver: str, nfe: int) -> dict[str, Tensor]:
-    """Every hand-crafted grid, and six snapshots of each way down from the best three."""
-    noise, ranked = work.model.noise, work.chooser.ranked(solver, nfe)
-    ways = descents(work.chooser.gram, noise, dict(ranked[: work.settings.starts]))
-    found = dict(ranked)
-    found.update({s.origin: s.times for way in ways for s in way.thinned(work.settings.per_start)})
-    return found
+def candidates(work: AysTable, solver: str, nfe: int) -> dict[str, Tensor]:
+    """Every hand-crafted grid, and some snapshots of the ways down from them."""
+    found = work.chooser.hand_crafted(solver, nfe)
+    return found | {name: snapshot.times for name, snapshot in work.chooser.snapshots(solver, nfe).items()}
 
 
 def judges(arguments: argparse.Namespace) -> None:
@@ -241,7 +238,7 @@ def judges(arguments: argparse.Namespace) -> None:
     seeds = SelectionSeeds(JUDGING_IMAGES)
     fresh = ReportSeeds(PAIRED_IMAGES, OFFSET)
     for solver, nfe in part(JUDGED, arguments):
-        grids = snapshots(work, solver, nfe)
+        grids = candidates(work, solver, nfe)
         scorer = judging(work, seeds, JUDGES)
         tables = {name: work.chooser.tableau(solver, grid) for name, grid in grids.items()}
         rows = {name: scorer.rows(tableau, JUDGING_IMAGES) for name, tableau in tables.items()}

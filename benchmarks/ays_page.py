@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fewstep import times
 from fewstep.compare import Results
 from fewstep.files import atomic_write_bytes
 from fewstep.reproduce.ays_table import AysTable
@@ -73,9 +74,9 @@ def solvers_text(work: AysTable) -> str:
     """The paper's Tables 5 and 6."""
     lines = [
         "## Seven solvers, the paper's Tables 5 and 6\n",
-        f"FD with the best hand-crafted times {ARROW} with AYS. The best of {len(work.settings.grids)} hand-crafted grids was "
+        f"FD with the best hand-crafted times {ARROW} with AYS. The best of {len(times.NAMES)} hand-crafted grids was "
         "chosen for each solver and number of steps on selection seeds (the paper takes one grid for each family). AYS at 5 and "
-        "10 steps descends from the three best of them and stops where the solver's FD on selection seeds is least; 20 and 30 "
+        "10 steps descends from all of them; snapshots of every way are raced by the solver's FD on selection seeds; 20 and 30 "
         "steps come from the 10 through the hierarchy, without another score. An asterisk marks AYS times that `fewstep "
         "optimize` would not have kept, because they did not beat the hand-crafted ones on fresh selection seeds.\n",
         work.markdown(),
@@ -167,7 +168,7 @@ def judges_text(kept: Results, judged: Sequence[tuple[str, int]], names: Sequenc
     """Where the judges disagree."""
     parts = [
         "## Where the judges disagree\n",
-        "The same candidates (all hand-crafted grids and six snapshots of each of three ways down), 512 selection images, four "
+        "The same candidates (all hand-crafted grids and snapshots of the ways down from all of them), 384 selection images, four "
         "judges: what each chooses, and what the choice scores on fresh seeds by the others. Fréchet distances are means over "
         "the sets, the paired L2 is of 256 samples.\n",
     ]

@@ -17,8 +17,8 @@ from fewstep.reproduce.choosing import Settings
 from fewstep.search.ays import refine, to_ratios
 
 SMALL = Settings(
-    solvers=("ddim", "sde_dpmpp_2m"), nfes=(4, 20), grids=("karras", "logsnr", "vp_uniform"), levels=24, paths=64,
-    screened=64, confirmed=96, starts=1, per_start=2, images=64, seed_sets=2, batch=64,
+    solvers=("ddim", "sde_dpmpp_2m"), nfes=(4, 20), levels=24, paths=64, per_start=2, rounds=((48, 3), (96, 2)),
+    finals=64, images=64, seed_sets=2, batch=96,
 )  # fmt: skip
 
 
@@ -61,13 +61,19 @@ def test_an_interrupted_table_goes_on_to_the_same_scores(tmp_path: Path) -> None
 
 
 def test_the_best_hand_crafted_times_are_chosen_by_the_score(tmp_path: Path) -> None:
-    work = table(tmp_path)
+    work = table(tmp_path, replace(SMALL, rounds=((64, 1),)))
     choice = work.chooser.chosen("ddim", 4, "hand")
-    scores = {
-        name: work.chooser._selection("ddim", grid, SMALL.screened) for name, grid in work.chooser.ranked("ddim", 4)
-    }
-    assert set(scores) == set(SMALL.grids)
+    grids = work.chooser.hand_crafted("ddim", 4)
+    scores = {name: work.chooser._selection("ddim", grid, 64) for name, grid in grids.items()}
     assert choice.origin == min(scores, key=lambda name: scores[name])
+    assert torch.equal(choice.times, grids[choice.origin])
+
+
+def test_every_hand_crafted_grid_is_a_start(tmp_path: Path) -> None:
+    chooser = table(tmp_path).chooser
+    snapshots = chooser.snapshots("ddim", 4).values()
+    assert {snapshot.start for snapshot in snapshots} == set(chooser.hand_crafted("ddim", 4))
+    assert all(snapshot.sweep > 0 for snapshot in snapshots)
 
 
 def test_more_steps_come_from_the_hierarchy(tmp_path: Path) -> None:

@@ -12,15 +12,19 @@ from torch import Tensor
 
 
 def describe(fn: Any) -> str:
-    """A text that changes with the network: its parameters where it is (or is a method of) a module, else its name."""
+    """A text that changes with the network: its parameters where it is (or is a method of) a module, else its name.
+
+    A module may carry its own name in `identity`, so that results stay filed under it when its class is renamed.
+    """
     owner = getattr(fn, "__self__", fn)
+    if isinstance(owner, torch.nn.Module):
+        return f"{getattr(fn, 'identity', _name(fn))}:{parameters_digest(owner.state_dict())}"
+    return _name(fn)
+
+
+def _name(fn: Any) -> str:
     name = getattr(fn, "__qualname__", type(fn).__qualname__)
-    module = getattr(fn, "__module__", type(fn).__module__)
-    return (
-        f"{module}.{name}:{parameters_digest(owner.state_dict())}"
-        if isinstance(owner, torch.nn.Module)
-        else f"{module}.{name}"
-    )
+    return f"{getattr(fn, '__module__', type(fn).__module__)}.{name}"
 
 
 def parameters_digest(tensors: Mapping[str, Tensor], samples: int = 64) -> str:

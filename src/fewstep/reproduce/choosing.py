@@ -5,7 +5,7 @@ Every choice is on disk before the next is made, and so is every score behind it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ from fewstep.models import default_condition
 from fewstep.noise import as_float64
 from fewstep.progress import Report, silent
 from fewstep.randomness import CalibrationSeeds, SelectionSeeds
-from fewstep.search.ays import ays, refine, to_ratios, to_times
+from fewstep.search.ays import Descent, Snapshot, descents, refine, to_ratios, to_times
 from fewstep.search.cache import Cache, Probe, digest, first_rows
 from fewstep.search.klub import Gram, ratio_grid
 from fewstep.search.objective import FrechetJudge, Scorer
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 SOLVERS = ("ddim_eta1", "sde_dpmpp_2m", "er_sde_1", "er_sde_2", "er_sde_3", "ddim", "dpmpp_2m")
 """The paper's seven; `ddim_eta1` is its stochastic DDIM."""
-GRIDS = ("karras", "logsnr", "uniform", "tangent", "cosine_logsnr", "vp_uniform", "flow_shift", "quadratic")
 COARSE = 10
 """Steps at which the descent is stopped early; more steps come from these through the hierarchy."""
 SET_STRIDE = 1_000_000
@@ -46,27 +45,31 @@ class Settings:
     """How much is spent.
 
     Attributes:
-        solvers, nfes, grids: rows, columns, and the hand-crafted times that compete.
+        solvers, nfes: rows and columns.
         levels, paths: noise levels and data samples of the KLUB table.
-        screened, confirmed: images of the first scores, and of the second ones of the best few.
-        starts, per_start: hand-crafted grids that AYS descends from, and snapshots scored on each way.
+        per_start: snapshots scored on each way down.
+        rounds: of the selection: images, and how many candidates go on.
+        finals: images of the last comparison, on fresh selection seeds.
         images, seed_sets, offset: report seeds.
         batch: images at a time.
     """
 
     solvers: Sequence[str] = SOLVERS
     nfes: Sequence[int] = (5, 10, 20, 30)
-    grids: Sequence[str] = GRIDS
     levels: int = 96
     paths: int = 512
-    screened: int = 256
-    confirmed: int = 1000
-    starts: int = 3
-    per_start: int = 6
+    per_start: int = 4
+    rounds: Sequence[tuple[int, int]] = ((128, 12), (384, 4), (1000, 3))
+    finals: int = 1000
     images: int = 2000
     seed_sets: int = 3
     offset: int = 0
     batch: int = 250
+
+    @property
+    def spent(self) -> tuple[Any, ...]:
+        """What a choice depends on."""
+        return (self.levels, self.paths, self.per_start, tuple(map(tuple, self.rounds)), self.finals)
 
 
 @dataclass(frozen=True)
@@ -137,51 +140,57 @@ class Chooser:
         return None if record is None else _choice(record)
 
     def _key(self, solver: str, nfe: int, kind: str) -> str:
-        s = self.settings
-        spent = (s.screened, s.confirmed, tuple(s.grids))
-        more = (s.levels, s.paths, s.starts, s.per_start, digest(self.data.samples)) if kind == "ays" else ()
-        return digest("choice", self.model.fingerprint, self.judge.reference.mean, solver, nfe, kind, spent, more)
+        data = digest(self.data.samples) if kind == "ays" else ""
+        network = self.model.fingerprint, self.judge.reference.mean
+        return digest("choice", network, solver, nfe, kind, self.settings.spent, data)
 
-    def _hand(self, solver: str, nfe: int) -> Choice:
-        ranked = self.ranked(solver, nfe)[: self.settings.starts]
-        scores = {name: self._selection(solver, grid, self.settings.confirmed) for name, grid in ranked}
-        best = min(scores, key=lambda name: scores[name])
-        return Choice(dict(ranked)[best], best)
-
-    def ranked(self, solver: str, nfe: int) -> list[tuple[str, Tensor]]:
-        """Hand-crafted grids, best first."""
+    def hand_crafted(self, solver: str, nfe: int) -> dict[str, Tensor]:
+        """Every hand-crafted grid that can be laid with so many steps."""
         steps = solvers.calls(solver, nfe)
         assert steps is not None
         grids: dict[str, Tensor] = {}
-        for name in self.settings.grids:
+        for name, make in times.NAMES.items():
             try:
-                grids[name] = times.named(name)(self.model.noise, steps)
-            except ArgumentError:  # a grid that cannot be laid with so many steps
+                grids[name] = make(self.model.noise, steps)
+            except ArgumentError:  # too many steps for this grid
                 continue
-        scores = {name: self._selection(solver, grid, self.settings.screened) for name, grid in grids.items()}
-        return [(name, grids[name]) for name in sorted(scores, key=lambda name: scores[name])]
+        return grids
+
+    def snapshots(self, solver: str, nfe: int) -> dict[str, Snapshot]:
+        """Some snapshots of the ways down from every hand-crafted grid."""
+        ways = self._ways(solver, nfe)
+        return {s.origin: s for way in ways for s in way.thinned(self.settings.per_start)}
+
+    def _ways(self, solver: str, nfe: int) -> list[Descent]:
+        return descents(self.gram, self.model.noise, self.hand_crafted(solver, nfe))
+
+    def _hand(self, solver: str, nfe: int) -> Choice:
+        grids = self.hand_crafted(solver, nfe)
+        best = self._best(solver, grids)[0]
+        return Choice(grids[best], best)
+
+    def _best(self, solver: str, grids: Mapping[str, Tensor]) -> list[str]:
+        """The candidates that are left after all rounds, best first."""
+        left = list(grids)
+        for images, keep in self.settings.rounds:
+            scores = {name: self._selection(solver, grids[name], images) for name in left}
+            left = sorted(left, key=lambda name: scores[name])[:keep]
+        return left
 
     def _ays(self, solver: str, nfe: int) -> Choice:
         if nfe > COARSE:
             coarse = self.chosen(solver, COARSE, "ays")
             return Choice(self.extended(coarse.times, nfe), f"{coarse.origin}, {COARSE} steps refined to {nfe}")
-        starts = dict(self.ranked(solver, nfe)[: self.settings.starts])
+        grids = {name: snapshot.times for name, snapshot in self.snapshots(solver, nfe).items()}
+        finalists = {name: grids[name] for name in self._best(solver, grids)}
+        hand = self.chosen(solver, nfe, "hand")
 
         def on_fresh_seeds(grid: Tensor) -> float:
-            return self._scorer_of_finals.score(self.tableau(solver, grid), self.settings.confirmed)
+            return self._scorer_of_finals.score(self.tableau(solver, grid), self.settings.finals)
 
-        outcome = ays(
-            self.gram,
-            self.model.noise,
-            starts,
-            lambda grid: self._selection(solver, grid, self.settings.screened),
-            fresh=on_fresh_seeds,
-            per_start=self.settings.per_start,
-        )
-        best = outcome.best
-        if best.sweep == 0:  # the table's column is AYS's all the same: its best, marked as not kept
-            best = min((pair for pair in outcome.tried if pair[0].sweep), key=lambda pair: pair[1])[0]
-        return Choice(best.times, best.origin, outcome.best.sweep > 0)
+        scores = {name: on_fresh_seeds(grid) for name, grid in finalists.items()}
+        best = min(scores, key=lambda name: scores[name])
+        return Choice(finalists[best], best, scores[best] < on_fresh_seeds(hand.times))
 
     def extended(self, coarse: Tensor, n: int) -> Tensor:
         """More steps from given times, the paper's way: split in halves, the new points alone descend, twice; then
@@ -216,11 +225,11 @@ class Chooser:
 
     @cached_property
     def _scorer(self) -> Scorer:
-        return self._scorer_on(SelectionSeeds(self.settings.confirmed))
+        return self._scorer_on(SelectionSeeds(max(images for images, _ in self.settings.rounds)))
 
     @cached_property
     def _scorer_of_finals(self) -> Scorer:
-        return self._scorer_on(SelectionSeeds(self.settings.confirmed, SET_STRIDE))
+        return self._scorer_on(SelectionSeeds(self.settings.finals, SET_STRIDE))
 
     def _scorer_on(self, seeds: SelectionSeeds) -> Scorer:
         judge = FrechetJudge(self.judge.features, self.judge.reference)
