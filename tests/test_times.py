@@ -152,6 +152,77 @@ def test_ays_resampled_to_five_steps() -> None:
     close(SD.ratio(times.published("ays-sdxl", 13, host="comfyui"))[:-1], expected[:-1], 1e-9)
 
 
+PRINTED = {  # Table 3 of the paper; the quick start's indices
+    "ays-sd15": (
+        "14.615 6.475 3.861 2.697 1.886 1.396 0.963 0.652 0.399 0.152 0.029",
+        "999 850 736 645 545 455 343 233 124 24",
+    ),
+    "ays-sdxl": (
+        "14.615 6.315 3.771 2.181 1.342 0.862 0.555 0.380 0.234 0.113 0.029",
+        "999 845 730 587 443 310 193 116 53 13",
+    ),
+    "ays-if": (
+        "160.41 8.081 3.315 1.885 1.207 0.785 0.553 0.293 0.186 0.030 0.006",
+        "995 920 811 686 555 418 315 174 109 12",
+    ),
+    "ays-svd": ("700.00 54.5 15.886 7.977 4.248 1.789 0.981 0.403 0.173 0.034 0.002", ""),
+}
+
+
+@pytest.mark.parametrize("name", PRINTED)
+def test_ays_as_printed_and_in_every_host(name: str) -> None:
+    entry = times.PUBLISHED[name]
+    sigmas, indices = ([float(v) for v in text.split()] for text in PRINTED[name])
+    assert list(entry.lists[10]) == sigmas and list(entry.indices) == indices
+    levels = EDM(1e-3, 1000.0)  # sigma itself, without the network's schedule in between
+    paper = times.published(name, noise=levels)
+    close(paper, sigmas, 1e-12)
+    stored = list(entry.comfyui or sigmas)
+
+    def at(values: list[float], count: int) -> list[float]:
+        xs, new = np.linspace(0, 1, len(values)), np.linspace(0, 1, count)
+        return np.exp(np.interp(new, xs, np.log(values[::-1])))[::-1].tolist()
+
+    for n in (4, 10, 11, 25):
+        close(times.published(name, n, levels, "comfyui"), [*at(stored, n + 1)[:-1], 0.0], 1e-9)
+        close(times.published(name, n, levels, "a1111"), [*at(sigmas, n), 0.0], 1e-9)
+    diffusers = times.published(name, noise=entry.noise, host="diffusers")
+    if indices:
+        assert diffusers.tolist() == [*indices, -1]
+    else:
+        close(diffusers, [*sigmas[:-1], 0.0], 1e-12)
+
+
+def test_denoise_of_comfyui_keeps_the_last_steps() -> None:
+    for n, denoise, kept in (
+        (10, 0.5, 5),
+        (10, 0.35, 4),
+        (10, 0.25, 2),
+        (20, 0.6, 12),
+        (7, 0.99, 7),
+    ):  # 2.5 rounds to 2
+        whole = times.published("ays-sdxl", n, host="comfyui")
+        assert torch.equal(times.published("ays-sdxl", n, host="comfyui", denoise=denoise), whole[-(kept + 1) :])
+    for bad in (0.0, -1.0, 1.5, 0.04):
+        with pytest.raises(ArgumentError, match="leaves none of 10 steps"):
+            times.published("ays-sdxl", host="comfyui", denoise=bad)
+    with pytest.raises(ArgumentError, match='give host="comfyui"'):
+        times.published("ays-sdxl", denoise=0.5)
+
+
+@pytest.mark.parametrize("model", ["sd15", "sdxl"])
+def test_ays_32_is_the_table_resampled(model: str) -> None:
+    """No optimisation of its own: the ten steps, ended at 0.015, at 32 points."""
+    table = [*times.PUBLISHED[f"ays-{model}"].lists[10][:-1], 0.015]
+    stored = torch.tensor(times.PUBLISHED[f"ays32-{model}"].lists[31], dtype=torch.float64)
+    again = np.exp(np.interp(np.linspace(0, 1, 32), np.linspace(0, 1, 11), np.log(table[::-1])))[::-1].copy()
+    assert float((stored / torch.from_numpy(again) - 1).abs().max()) < 3e-7
+    forge = times.published(f"ays32-{model}", 32, host="a1111")
+    assert torch.equal(forge[:-1], stored) and forge[-1] == 0
+    with pytest.raises(TimesError, match="outside the network's range"):
+        times.published(f"ays32-{model}", 32, noise=SD, host="a1111")
+
+
 def test_printed_sigmas_and_indices_agree() -> None:
     for name in ("ays-sd15", "ays-sdxl", "ays-if"):
         entry = times.PUBLISHED[name]

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 SHARE = 32
 """Samples that share a noise level, and so a network call."""
 STREAMS = (1_000_001, 1_000_002, 1_000_003)
-"""Of the noise up to r, of the noise from there to the step's end, and of the uniforms; no table has so many columns."""
+"""Of the noise up to r, of that from there to the step's end, and of the uniforms; no table has so many columns."""
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ def quantiles(edges: Tensor, u: Tensor, c: float = C) -> tuple[Tensor, Tensor, T
 
 
 def _reach(low: Tensor, high: Tensor, c: float) -> Tensor:
-    """w of the lower end: `(v(low) - V) / (1 + V)`, written without cancellation."""
+    """The lower end's w, `(v(low) - V) / (1 + V)`, written without cancellation."""
     return c**2 * (high - low) * (high + low) / (low**2 * (high**2 + c**2))
 
 

@@ -10,6 +10,7 @@ between them, which a loss is at both ends of the range; integrals and quantiles
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Literal, Unpack
 
@@ -41,13 +42,14 @@ def fitted_c(gram: Gram, fit: Fit = "loss") -> float:
     if fit != "loss":
         raise ArgumentError(f'fit is {fit!r}: give "loss" or "variance"')
     log_m, square = gram.loss.clamp_min(1e-300).log(), gram.ratios**2
-    low, high = gram.ratios[0].log() - 2, gram.ratios[-1].log() + 2
-    for _ in range(8):  # ever finer grids around the least: the misfit has one valley
-        c = torch.linspace(low, high, 65, dtype=torch.float64, device="cpu").exp()
-        model = (c[:, None] ** 2 * square / (square + c[:, None] ** 2)).log()
-        k = (model - log_m).square().sum(1).argmin().clamp(1, 63)
-        low, high = c[k - 1].log(), c[k + 1].log()
-    return c[k].item()
+    low, high = (gram.ratios[0].log() - 2).item(), (gram.ratios[-1].log() + 2).item()
+    while high - low > 1e-12:  # ever finer grids around the least: the misfit has one valley
+        logs = torch.linspace(low, high, 65, dtype=torch.float64, device="cpu")
+        c = logs[:, None].exp()
+        misfit = ((c**2 * square / (square + c**2)).log() - log_m).square().sum(1)
+        k = min(max(int(misfit.argmin()), 1), 63)
+        low, high = logs[k - 1].item(), logs[k + 1].item()
+    return math.exp((low + high) / 2)
 
 
 def fitted_tangent(gram: Gram, noise: NoiseSchedule, n: int, *, fit: Fit = "loss", **ends: Unpack[Ends]) -> Tensor:

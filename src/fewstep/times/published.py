@@ -76,7 +76,13 @@ PUBLISHED: dict[str, Published] = _load()
 
 
 def published(
-    name: str, n: int | None = None, noise: NoiseSchedule | None = None, host: Host = "paper", *, clip: bool = False
+    name: str,
+    n: int | None = None,
+    noise: NoiseSchedule | None = None,
+    host: Host = "paper",
+    *,
+    denoise: float = 1.0,
+    clip: bool = False,
 ) -> Tensor:
     """Published times in the unit of a noise schedule.
 
@@ -90,10 +96,11 @@ def published(
         host: "paper" keeps the printed end. "comfyui" takes n + 1 values and puts zero noise in place of the last.
             "a1111" (WebUI, Forge) takes n values and appends zero noise. "diffusers" has one length only: its integer
             time steps where it stores some, else the numbers, and zero noise last.
+        denoise: for image-to-image, as ComfyUI has it: of the n steps the last `round(n * denoise)` are kept.
         clip: move times outside the network's range to its ends, with a warning, instead of refusing them.
 
     Returns:
-        `[n+1]` float64 times, noisy to clean.
+        `[n+1]` float64 times, noisy to clean; `[round(n * denoise) + 1]` with denoise below 1.
 
     Errors: `ArgumentError` for an unknown name, host or step count, `TimesError` for times outside the range.
     """
@@ -107,6 +114,7 @@ def published(
         raise ArgumentError(f"{name} has lists for {', '.join(map(str, entry.lists))} steps: say which with n")
     steps = longest if n is None else whole(n)
     noise = entry.noise if noise is None else noise
+    kept = _kept(steps, denoise, host)
     if host == "diffusers":
         if steps not in entry.lists:
             lengths = ", ".join(map(str, entry.lists))
@@ -119,7 +127,19 @@ def published(
         return _appended(noise, times, clip)
     if host != "paper":
         times[-1] = noise.t_clean
-    return check(times, noise, clip=clip)
+    return check(times[-(kept + 1) :], noise, clip=clip)
+
+
+def _kept(steps: int, denoise: float, host: Host) -> int:
+    """How many of the steps ComfyUI's "denoise" leaves."""
+    if denoise == 1:
+        return steps
+    if host != "comfyui":
+        raise ArgumentError(f'denoise is {denoise}, which is ComfyUI\'s: give host="comfyui", or leave it at 1')
+    kept = round(steps * denoise) if 0 < denoise < 1 else 0
+    if not kept:
+        raise ArgumentError(f"denoise is {denoise}, which leaves none of {steps} steps: give more, at most 1")
+    return kept
 
 
 def _appended(noise: NoiseSchedule, times: Tensor, clip: bool) -> Tensor:
