@@ -134,7 +134,7 @@ def table(arguments: argparse.Namespace) -> None:
     mine = set(part(SOLVERS, arguments))
     for k in range(arguments.seed_sets):
         for solver, nfe, kind in work.plan():
-            if solver in mine:
+            if solver in mine and nfe in arguments.nfe:
                 told(f"{solver} {nfe} {kind} {work.chooser.chosen(solver, nfe, kind).origin}, set {k}:",
                      work.score(solver, nfe, kind, k))  # fmt: skip
 
@@ -334,6 +334,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--images", type=int, default=2000, help="of each seed set")
     parser.add_argument("--seed-sets", type=int, default=3)
+    parser.add_argument("--nfe", type=int, nargs="+", default=Settings().nfes, help="columns of the table")
     parser.add_argument("--part", type=lambda text: tuple(map(int, text.split("/"))), default=(0, 1), metavar="K/M")
     parser.add_argument("--docs", type=Path, default=Path("docs"))
     arguments = parser.parse_args()

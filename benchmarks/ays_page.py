@@ -197,7 +197,7 @@ def guided_text(works: dict[float, AysTable]) -> str:
                              f"{label[0]:.1%} {ARROW} {label[1]:.1%}"])  # fmt: skip
     text = (
         "## Guided\n\nDPM-Solver++(2M) under classifier-free guidance, each weight with its own KLUB (of the guided network) and "
-        "judged against 2,500 samples of its own 30-step teacher (LogSNR times); 1,000 images a set.\n"
+        "judged against 2,500 samples of its own 30-step teacher (LogSNR times); 500 images a set.\n"
     )
     head = [
         "guidance",

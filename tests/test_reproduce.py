@@ -17,7 +17,7 @@ from fewstep.reproduce.choosing import Settings
 from fewstep.search.ays import refine, to_ratios
 
 SMALL = Settings(
-    solvers=("ddim", "sde_dpmpp_2m"), nfes=(4, 20), levels=24, paths=64, per_start=2, rounds=((48, 3), (96, 2)),
+    solvers=("ddim", "sde_dpmpp_2m"), nfes=(4, 20), levels=16, paths=64, per_start=2, rounds=((48, 0.2), (96, 0.0)),
     finals=64, images=64, seed_sets=2, batch=96,
 )  # fmt: skip
 
@@ -61,7 +61,7 @@ def test_an_interrupted_table_goes_on_to_the_same_scores(tmp_path: Path) -> None
 
 
 def test_the_best_hand_crafted_times_are_chosen_by_the_score(tmp_path: Path) -> None:
-    work = table(tmp_path, replace(SMALL, rounds=((64, 1),)))
+    work = table(tmp_path, replace(SMALL, rounds=((64, 0.0),)))
     choice = work.chooser.chosen("ddim", 4, "hand")
     grids = work.chooser.hand_crafted("ddim", 4)
     scores = {name: work.chooser._selection("ddim", grid, 64) for name, grid in grids.items()}

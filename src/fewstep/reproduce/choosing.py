@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 SOLVERS = ("ddim_eta1", "sde_dpmpp_2m", "er_sde_1", "er_sde_2", "er_sde_3", "ddim", "dpmpp_2m")
 """The paper's seven; `ddim_eta1` is its stochastic DDIM."""
+FINALISTS = 3
+"""Candidates that go on from each round of the selection, at least."""
 COARSE = 10
 """Steps at which the descent is stopped early; more steps come from these through the hierarchy."""
 SET_STRIDE = 1_000_000
@@ -48,7 +50,7 @@ class Settings:
         solvers, nfes: rows and columns.
         levels, paths: noise levels and data samples of the KLUB table.
         per_start: snapshots scored on each way down.
-        rounds: of the selection: images, and how many candidates go on.
+        rounds: of the selection: images, and the share of the candidates that goes on (three at least).
         finals: images of the last comparison, on fresh selection seeds.
         images, seed_sets, offset: report seeds.
         batch: images at a time.
@@ -59,7 +61,7 @@ class Settings:
     levels: int = 96
     paths: int = 512
     per_start: int = 4
-    rounds: Sequence[tuple[int, int]] = ((128, 12), (384, 4), (1000, 3))
+    rounds: Sequence[tuple[int, float]] = ((128, 0.27), (384, 0.33), (1000, 0.0))
     finals: int = 1000
     images: int = 2000
     seed_sets: int = 3
@@ -166,15 +168,16 @@ class Chooser:
 
     def _hand(self, solver: str, nfe: int) -> Choice:
         grids = self.hand_crafted(solver, nfe)
-        best = self._best(solver, grids)[0]
+        # They are few: the first, hasty round is left out, so that what has to be beaten is well chosen.
+        best = self._best(solver, grids, self.settings.rounds[1:] or self.settings.rounds)[0]
         return Choice(grids[best], best)
 
-    def _best(self, solver: str, grids: Mapping[str, Tensor]) -> list[str]:
-        """The candidates that are left after all rounds, best first."""
+    def _best(self, solver: str, grids: Mapping[str, Tensor], rounds: Sequence[tuple[int, float]]) -> list[str]:
+        """The candidates that are left after these rounds, best first."""
         left = list(grids)
-        for images, keep in self.settings.rounds:
+        for images, share in rounds:
             scores = {name: self._selection(solver, grids[name], images) for name in left}
-            left = sorted(left, key=lambda name: scores[name])[:keep]
+            left = sorted(left, key=lambda name: scores[name])[: max(FINALISTS, round(share * len(left)))]
         return left
 
     def _ays(self, solver: str, nfe: int) -> Choice:
@@ -182,7 +185,7 @@ class Chooser:
             coarse = self.chosen(solver, COARSE, "ays")
             return Choice(self.extended(coarse.times, nfe), f"{coarse.origin}, {COARSE} steps refined to {nfe}")
         grids = {name: snapshot.times for name, snapshot in self.snapshots(solver, nfe).items()}
-        finalists = {name: grids[name] for name in self._best(solver, grids)}
+        finalists = {name: grids[name] for name in self._best(solver, grids, self.settings.rounds)}
         hand = self.chosen(solver, nfe, "hand")
 
         def on_fresh_seeds(grid: Tensor) -> float:
