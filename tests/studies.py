@@ -1,0 +1,127 @@
+"""Studies in small: a proposer that draws times at random, and evaluators that cost nothing."""
+
+import math
+import os
+import random
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fewstep.proposals import Proposal, Trial
+from fewstep.rules import SolverSchedule, Step
+from fewstep.study.store import Store
+
+NFES = (3, 4, 5)
+
+
+class Drawer:
+    """Random times for Euler, near those of the best finished trials; what it learned changes what it draws."""
+
+    name, learn_every = "drawer", 7
+
+    def __init__(self, nfes: Sequence[int] = NFES, **options: Any) -> None:
+        self.nfes, self.shift, self.options = tuple(nfes), 0.0, options
+
+    def propose(self, trials: Sequence[Trial], count: int, seed: int) -> list[Proposal]:
+        draw = random.Random(f"{seed} {self.shift!r} {len(trials)}")
+        done = sorted((t for t in trials if t.scores), key=lambda t: t.scores[max(t.scores)])[:5]
+        out: list[Proposal] = []
+        for _ in range(count):
+            n = draw.choice(self.nfes)
+            parents = [t for t in done if t.nfe == n]
+            base = (
+                parents[0].proposal.schedule.times.tolist()[1:-1] if parents else [draw.random() for _ in range(n - 1)]
+            )
+            inner = sorted((min(0.99, max(0.01, t + 0.05 * draw.random() - 0.02)) for t in base), reverse=True)
+            out.append(Proposal(schedule([1.0, *inner, 0.0]), f"drawn {seed % 97}", 0, tuple(t.number for t in parents)))
+        return out
+
+    def learn(self, trials: Sequence[Trial]) -> dict[str, Any]:
+        scores = [t.scores[max(t.scores)] for t in trials]
+        self.shift = math.fsum(s for s in scores if s < math.inf)
+        return {"mean": self.shift / len(scores)}
+
+
+def drawer(*, noise: Any = None, nfes: Sequence[int] = NFES, seed: int = 0, **options: Any) -> Drawer:
+    return Drawer(nfes, **options)
+
+
+def schedule(times: Sequence[float]) -> SolverSchedule:
+    import torch
+
+    return SolverSchedule(torch.tensor(times, dtype=torch.float64, device="cpu"), (Step(),) * (len(times) - 1))
+
+
+def measure(found: SolverSchedule) -> tuple[int, str]:
+    """Calls and digest without a table: quick, and exact for Euler."""
+    times = found.times.tolist()
+    return len(times) - 1, "-".join(f"{t:.12g}" for t in times)
+
+
+def distance(record: Mapping[str, Any], images: int) -> float:
+    """How uneven the times are, less certain with fewer images."""
+    times = record["times"]
+    n = len(times) - 1
+    uneven = sum((a - b - 1 / n) ** 2 for a, b in zip(times, times[1:], strict=False))
+    return uneven + math.sin(1e4 * sum(times) + images) / images**2
+
+
+def evaluator(pause: float = 0.0, log: str | None = None) -> Any:
+    """Sleeps, scores, and writes a line for every evaluation."""
+
+    def evaluate(record: Mapping[str, Any], images: int, fresh: bool) -> Any:
+        time.sleep(pause)
+        if log is not None:
+            with Path(log).open("a") as file:
+                file.write(f"{images} {record['times']}\n")
+        score = distance(record, images)
+        return (score * 1.1, 0.01) if fresh else score
+
+    return evaluate
+
+
+def broken_evaluator() -> Any:
+    raise RuntimeError("no network here")
+
+
+def moody_evaluator(folder: str) -> Any:
+    """Fails in one of many ways, chosen by a digit of the first time; `folder` remembers who has failed once."""
+
+    def evaluate(record: Mapping[str, Any], images: int, fresh: bool) -> Any:
+        kind = int(record["times"][1] * 1e6) % 10
+        once = Path(folder) / f"{record['times'][1]!r}"
+        if kind < 4 and not once.exists():
+            once.touch()
+            if kind == 0:
+                os._exit(7)
+            if kind == 1:
+                raise MemoryError("no memory")
+            if kind == 2:
+                raise RuntimeError("CUDA error: an illegal memory access")
+            time.sleep(60)
+        return math.nan if kind == 4 else distance(record, images)
+
+    return evaluate
+
+
+def record(**changes: Any) -> dict[str, Any]:
+    base = {
+        "model": "none", "objective": "evenness", "proposer": "drawer", "budget": 24, "counts": [4], "nfes": list(NFES),
+        "seed": 1, "fresh": 0, "winners": 1, "ask": 2,
+    }  # fmt: skip
+    return base | changes
+
+
+def spec(factory: str = "evaluator", **arguments: Any) -> dict[str, Any]:
+    return {"factory": f"tests.studies:{factory}", "arguments": arguments}
+
+
+def sequence(store: Store) -> list[Any]:
+    """All that a search decided and learned: what an interruption must not change."""
+    contents = store.contents
+    trials = [
+        (e.trial.digest, e.trial.proposal.origin, e.trial.proposal.parents, dict(e.trial.scores), e.status)
+        for e in contents.entries.values()
+    ]
+    return [*trials, *((told.through, told.trials, told.report) for told in contents.learned)]
