@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from fewstep.denoiser import Denoiser as Denoiser
     from fewstep.denoiser import from_callable as from_callable
     from fewstep.found import Found as Found
+    from fewstep.many import FoundMany as FoundMany
+    from fewstep.many import optimize_many as optimize_many
     from fewstep.models import load as load
     from fewstep.noise import NoiseSchedule as NoiseSchedule
     from fewstep.optimizing import optimize as optimize
@@ -35,8 +37,9 @@ if TYPE_CHECKING:
 
 _FROM = {
     "Denoiser": "denoiser", "from_callable": "denoiser", "load": "models", "NoiseSchedule": "noise",
-    "Found": "found", "optimize": "optimizing", "CalibrationSeeds": "randomness", "ReportSeeds": "randomness",
-    "SelectionSeeds": "randomness", "SolverSchedule": "rules", "Step": "rules", "sample": "sampling",
+    "Found": "found", "FoundMany": "many", "optimize": "optimizing", "optimize_many": "many",
+    "CalibrationSeeds": "randomness", "ReportSeeds": "randomness", "SelectionSeeds": "randomness",
+    "SolverSchedule": "rules", "Step": "rules", "sample": "sampling",
     "trajectory": "sampling", "Tableau": "tableau", "from_sampler": "trace",
 }  # fmt: skip
 _MODULES = ("metrics", "noise", "problems", "search", "solvers", "times")

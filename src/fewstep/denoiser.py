@@ -112,7 +112,7 @@ class Denoiser:
             check_kind(out, x, t)
             finite = x.device.type == "cpu" if self.check_finite is None else self.check_finite
             if finite and not torch.compiler.is_compiling():
-                check_finite(out.detach(), t)
+                check_finite(out.detach(), t, x.detach(), self.noise)
         return outputs
 
     @property

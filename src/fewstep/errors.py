@@ -25,13 +25,17 @@ class DenoiserError(FewstepError):
     """A network returned something unusable; names the step, the time and the seeds.
 
     `time` is the model time of the call and `rows` are the samples of the batch at fault, where they are known, so that
-    whoever knows the step and the seeds can add them.
+    whoever knows the step and the seeds can add them. `sane` says that the states which the network was given were of
+    a usual size, so that the fault is its own and not the sampler's.
     """
 
-    def __init__(self, message: str, *, time: float | None = None, rows: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self, message: str, *, time: float | None = None, rows: tuple[int, ...] = (), sane: bool = False
+    ) -> None:
         super().__init__(message)
         self.time = time
         self.rows = rows
+        self.sane = sane
 
 
 class NotATable(FewstepError):

@@ -16,11 +16,15 @@ OBJECTIVES = ("auto", "teacher", "frechet")
 Objective = str | Callable[[Tensor], Tensor]
 
 
-def checked_objective(objective: Objective, known: ModelJudge | None) -> Objective:
+def checked_objective(objective: Objective, known: ModelJudge | None, teacher_calls: int = 1) -> Objective:
     """The objective with `auto` resolved: Fréchet where a feature network is known, else the distance to the teacher.
 
-    Errors: `ArgumentError` for another word, or `frechet` without a judge.
+    Errors: `ArgumentError` for another word, `frechet` without a judge, or `teacher` without a teacher.
     """
+    if isinstance(teacher_calls, bool) or not isinstance(teacher_calls, int) or teacher_calls < 0:
+        raise ArgumentError(
+            f"teacher_calls is {teacher_calls!r}: give the reference's network calls, e.g. 60, or 0 for none"
+        )
     if callable(objective):
         return objective
     if objective not in OBJECTIVES:
@@ -29,7 +33,12 @@ def checked_objective(objective: Objective, known: ModelJudge | None) -> Objecti
         )
     if objective == "auto":
         # The features of an analytic problem are its samples themselves: two moments say little about a mixture.
-        return "frechet" if known is not None and known.nll is None else "teacher"
+        objective = "frechet" if known is not None and (known.nll is None or not teacher_calls) else "teacher"
+    if objective == "teacher" and not teacher_calls:
+        raise ArgumentError(
+            "nothing judges without a teacher (teacher_calls=0): give judge=, or a function objective=, or leave "
+            "teacher_calls out"
+        )
     if objective == "frechet" and known is None:
         raise ArgumentError(
             "objective='frechet' needs a judge of this network's samples: give judge=, or objective='teacher'"
@@ -37,17 +46,20 @@ def checked_objective(objective: Objective, known: ModelJudge | None) -> Objecti
     return objective
 
 
-def selection_judge(objective: Objective, known: ModelJudge | None, teacher: Teacher, seeds: Sequence[int]) -> Judge:
+def selection_judge(
+    objective: Objective, known: ModelJudge | None, teacher: Teacher | None, seeds: Sequence[int]
+) -> Judge:
     """The judge that a resolved objective names; `seeds` are those that the teacher will know."""
     if callable(objective):
         return ImageJudge(objective)
     if objective == "frechet" and known is not None:
         return _frechet(known)
+    assert teacher is not None  # see `checked_objective`
     return PairedJudge(teacher, seeds)
 
 
 def report_judges(
-    selected: Judge, known: ModelJudge | None, data: Data | None, teacher: Teacher, paired: Sequence[int]
+    selected: Judge, known: ModelJudge | None, data: Data | None, teacher: Teacher | None, paired: Sequence[int]
 ) -> list[Judge]:
     """Judges of the final figures: the one that selected, one of the whole distribution, and the paired one.
 
@@ -68,7 +80,7 @@ def report_judges(
             judges.append(_frechet(known))
         else:
             judges.append(SlicedJudge(known.reference_features, "sliced Wasserstein distance to exact samples"))
-    return [*judges, PairedJudge(teacher, paired)]
+    return judges if teacher is None or not paired else [*judges, PairedJudge(teacher, paired)]
 
 
 def _frechet(known: ModelJudge) -> FrechetJudge:

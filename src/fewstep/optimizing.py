@@ -8,25 +8,30 @@ divided before the first one is made.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
 
 from fewstep import inputs, models
 from fewstep.denoiser import Denoiser
-from fewstep.errors import ArgumentError
+from fewstep.errors import ArgumentError, DenoiserError
 from fewstep.found import Found
 from fewstep.judging import Objective, checked_objective
 from fewstep.progress import Report, silent
 from fewstep.randomness import CalibrationSeeds, ReportSeeds, SelectionSeeds
 from fewstep.search.cache import Cache, Probe
+from fewstep.search.klub import Gram
 from fewstep.search.ledger import Ledger
 from fewstep.search.methods import METHODS, Solver, sources
 from fewstep.search.objective import BATCH
-from fewstep.search.teacher import Teacher, reference_schedule
-from fewstep.stages import SeedsAsked, Work
+from fewstep.search.teacher import CALLS
+from fewstep.search.window import Window
+from fewstep.setting import SeedsAsked, Setting
+from fewstep.stages import Work
+from fewstep.times.ends import End
 
 __all__ = ["Found", "optimize"]
 
@@ -36,7 +41,7 @@ def optimize(
     nfe: int,
     method: str = "auto",
     *,
-    solver: str | Solver = "dpmpp_2m",
+    solver: str | Solver | Sequence[str | Solver] = "dpmpp_2m",
     minutes: float | None = None,
     max_calls: int | None = None,
     objective: Objective = "auto",
@@ -51,6 +56,10 @@ def optimize(
     cache: str | Path | None = None,
     batch_size: int = BATCH,
     progress: Report = silent,
+    start: float | None = None,
+    end: End = "zero",
+    teacher_calls: int = CALLS,
+    gram: Gram | None = None,
 ) -> Found:
     """Find a better sampler with `nfe` network calls for this network.
 
@@ -59,8 +68,8 @@ def optimize(
         nfe: network calls per sample.
         method: `dmn` (no network in the search), `ays` (its ways down from every hand-crafted grid) or `auto` (both,
             AYS from DMN's grids too, and then the guesses of a surrogate of all scores).
-        solver: a name of `fewstep.solvers.NAMES`, `auto` (several multistep solvers), or a function
-            `times -> SolverSchedule`.
+        solver: a name of `fewstep.solvers.NAMES`, `auto` (several multistep solvers), a function
+            `times -> SolverSchedule`, or a list of them, which compete; `optimize_many` gives a result for each.
         minutes: time to spend; the network's speed is measured first, so results vary with the machine.
         max_calls: network calls to spend at most, everything included (one image through the network once is one call);
             13,000 for each of `nfe`, between 80,000 and 150,000, when neither is given.
@@ -78,56 +87,110 @@ def optimize(
         cache: folder for what cost network calls, by default `.cache` in `out`; a second run does not pay again.
         batch_size: images given to the network at a time.
         progress: told what is going on.
+        start: time of the first state (default: the noisiest). Below that the search is for image-to-image: grids,
+            teacher and scores begin at `alpha(start) image + sigma(start) noise` with images of the data, by seed.
+        end: `zero` (sigma 0), `min` (the network's `t_min`, as papers do), or the time of the last state.
+        teacher_calls: network calls of the reference sampler; 0 does without: no paired figure, and no made data.
+        gram: a KLUB table of this network that is there already; by default it is computed.
 
     Returns:
         The sampler, never worse than the best hand-crafted one on the finals' score, with its record.
 
-    Errors: `ArgumentError` and `SeedsError` before any work; `KeyboardInterrupt` says what was saved.
+    Errors: `ArgumentError` and `SeedsError` before any work (also, after a few calls, for data in another range than
+        the network's); `DenoiserError` when the network fails and `KeyboardInterrupt` say what was saved.
     """
-    _check(nfe, method, minutes, max_calls, batch_size)
+    check_amounts(nfe, minutes, max_calls)
+    folder = None if out is None else Path(out)
+    ground = prepared(
+        model, method, objective=objective, judge=judge, data=data, data_condition=data_condition,
+        condition=condition, calibration=calibration, selection=selection, report=report,
+        cache=cache if cache is not None else None if folder is None else folder / ".cache",
+        batch_size=batch_size, progress=progress, start=start, end=end, teacher_calls=teacher_calls, gram=gram,
+    )  # fmt: skip
+    work = Work(ground, nfe, sources(ground.window, solver, nfe), folder, Ledger(ground.model))
+    return finished(work, minutes, max_calls)
+
+
+class Options(TypedDict, total=False):
+    """Arguments of `optimize` that belong to the network and the way of judging, not to one result."""
+
+    objective: Objective
+    judge: models.Judge | None
+    data: Tensor | None
+    data_condition: Any
+    condition: Any
+    calibration: CalibrationSeeds | None
+    selection: SelectionSeeds | None
+    report: ReportSeeds | None
+    batch_size: int
+    progress: Report
+    start: float | None
+    end: End
+    teacher_calls: int
+    gram: Gram | None
+
+
+def prepared(
+    model: Denoiser | str,
+    method: str,
+    *,
+    cache: str | Path | None = None,
+    objective: Objective = "auto",
+    judge: models.Judge | None = None,
+    data: Tensor | None = None,
+    data_condition: Any = None,
+    condition: Any = None,
+    calibration: CalibrationSeeds | None = None,
+    selection: SelectionSeeds | None = None,
+    report: ReportSeeds | None = None,
+    batch_size: int = BATCH,
+    progress: Report = silent,
+    start: float | None = None,
+    end: End = "zero",
+    teacher_calls: int = CALLS,
+    gram: Gram | None = None,
+) -> Setting:
+    """The ground of a search, or of several; arguments as in `optimize`.
+
+    Errors: as in `optimize`, before any work.
+    """
+    if method not in METHODS:
+        raise ArgumentError(f"method is {method!r}: choose one of {', '.join(METHODS)}")
+    if batch_size < 1:
+        raise ArgumentError(f"batch_size is {batch_size}: give a positive number of images")
     seeds = SeedsAsked.checked(calibration, selection, report)
     net, name = inputs.resolve(model)
+    window = Window.checked(net.noise, start, end)
     known = judge or inputs.judge_of(net)
-    chosen = checked_objective(objective, known)
-    folder = None if out is None else Path(out)
-    kept = Cache(cache if cache is not None else None if folder is None else folder / ".cache")
+    chosen = checked_objective(objective, known, teacher_calls)
     of = inputs.condition_of(net, condition)
-    probe = Probe(net, of(range(1)))
-    reference = reference_schedule(net.noise).tabulate(net.noise)
-    work = Work(
-        net,
-        name,
-        nfe,
-        method,
-        chosen,
-        known,
-        of,
-        kept,
-        probe,
-        batch_size,
-        progress,
-        folder,
-        seeds,
-        Teacher(net, reference, condition=of, cache=kept, probe=probe, batch_size=batch_size),
-        sources(net.noise, solver, nfe),
-        None if data is None else inputs.given_data(net, data, data_condition),
-        Ledger(net),
-    )
+    ground = Setting(
+        net, name, method, window, chosen, known, of, condition is not None, Cache(cache),
+        Probe(net, of(range(1))), batch_size, progress, seeds, teacher_calls,
+        None if data is None else inputs.given_data(net, data, data_condition), gram,
+    )  # fmt: skip
+    ground.require_sources()
+    return ground
+
+
+def finished(work: Work, minutes: float | None, max_calls: int | None) -> Found:
+    """Run one search; when it is stopped, or the network fails, the error says what was saved."""
     with torch.no_grad():
         try:
             return work.run(minutes, max_calls)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(work.stopped()) from None
+        except DenoiserError as error:
+            raise DenoiserError(
+                f"{error}; {work.stopped()}", time=error.time, rows=error.rows, sane=error.sane
+            ) from error
 
 
-def _check(nfe: int, method: str, minutes: float | None, max_calls: int | None, batch_size: int) -> None:
+def check_amounts(nfe: int, minutes: float | None, max_calls: int | None) -> None:
+    """Refuse numbers that are none, before any work."""
     if isinstance(nfe, bool) or not isinstance(nfe, int) or nfe < 1:
         raise ArgumentError(f"nfe is {nfe!r}: give the number of network calls per sample, e.g. nfe=6")
-    if method not in METHODS:
-        raise ArgumentError(f"method is {method!r}: choose one of {', '.join(METHODS)}")
     if minutes is not None and not minutes > 0:
         raise ArgumentError(f"minutes is {minutes}: give a positive time, or leave it out")
     if max_calls is not None and max_calls < 1:
         raise ArgumentError(f"max_calls is {max_calls}: give a positive number of network calls, or leave it out")
-    if batch_size < 1:
-        raise ArgumentError(f"batch_size is {batch_size}: give a positive number of images")

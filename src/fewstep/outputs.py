@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from fewstep.errors import DenoiserError
-from fewstep.noise import Time
+from fewstep.noise import NoiseSchedule, Time
 
 
 def as_number(t: Time) -> float:
@@ -35,13 +35,22 @@ def check_kind(out: Any, x: Tensor, t: Time) -> None:
     )
 
 
-def check_finite(out: Tensor, t: Time) -> None:
-    """Refuse NaN and infinity, naming the samples. Waits for the device."""
+USUAL = 100.0
+"""A stable sampler's states are below this many times `1 + sigma`, in the network's units."""
+
+
+def check_finite(out: Tensor, t: Time, x: Tensor, noise: NoiseSchedule) -> None:
+    """Refuse NaN and infinity, naming the samples; the error also says if their states x were sane.
+
+    Waits for the device.
+    """
     # One sum is the cheapest look; finite numbers may overflow in it, so only then is every row looked at.
     if math.isfinite(out.sum().item()):
         return
     rows = (~out.flatten(1).isfinite().all(1)).nonzero().flatten().tolist()
     if rows:
+        level = 1 + noise.sigma(as_number(t)).item()
+        sane = bool((x[rows].abs() <= USUAL * level).all())
         shown = ", ".join(map(str, rows[:8])) + (", ..." if len(rows) > 8 else "")
         raise DenoiserError(
             f"the network's output is not finite at time {as_number(t):g}, in {len(rows)} of {len(out)} samples "
@@ -49,4 +58,5 @@ def check_finite(out: Tensor, t: Time) -> None:
             "noise level",
             time=as_number(t),
             rows=tuple(rows),
+            sane=sane,
         )

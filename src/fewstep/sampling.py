@@ -204,7 +204,7 @@ def _with_seeds(error: DenoiserError, seeds: Sequence[int] | None, lo: int) -> D
     about = f"samples {', '.join(map(str, samples[:8]))}"
     if seeds is not None:
         about += f", seeds {', '.join(str(seeds[k]) for k in samples[:8])}"
-    return DenoiserError(f"{error} ({about})", time=error.time, rows=samples)
+    return DenoiserError(f"{error} ({about})", time=error.time, rows=samples, sane=error.sane)
 
 
 class _Run(NamedTuple):

@@ -6,74 +6,36 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import fewstep
-from fewstep import inputs, models
-from fewstep.denoiser import Denoiser
 from fewstep.found import Found
-from fewstep.inputs import Data
-from fewstep.judging import Objective, report_judges, selection_judge
-from fewstep.progress import Event, Report
-from fewstep.randomness import CalibrationSeeds, ReportSeeds, Seeds, SelectionSeeds
-from fewstep.search.cache import Cache, Probe, first_rows
+from fewstep.judging import report_judges, selection_judge
+from fewstep.progress import Event
+from fewstep.randomness import ReportSeeds, SelectionSeeds
+from fewstep.search.cache import digest
 from fewstep.search.compete import Competition
-from fewstep.search.klub import Gram, ratio_grid
 from fewstep.search.ledger import Ledger, speed
 from fewstep.search.methods import HAND, Source
-from fewstep.search.objective import Judge, Scorer
+from fewstep.search.objective import Judge
 from fewstep.search.plan import Plan, default_calls, plan
 from fewstep.search.select import Candidate
-from fewstep.search.teacher import ConditionOf, Teacher
+from fewstep.setting import Setting
 
-MADE_OFFSET = 500_000_000
-"""Calibration seeds of the teacher's own samples start here, away from those that noise them."""
 TIME_SHARE = 0.8
 """Part of the given minutes that the network may take; the rest is for everything else."""
-
-
-@dataclass(frozen=True)
-class SeedsAsked:
-    """What the user asked for; None leaves the number to the budget."""
-
-    calibration: CalibrationSeeds | None
-    selection: SelectionSeeds | None
-    report: ReportSeeds | None
-
-    @staticmethod
-    def checked(calibration: Any, selection: Any, report: Any) -> SeedsAsked:
-        """The three, each of its own kind.
-
-        Errors: `SeedsError` for another kind.
-        """
-        for kind, seeds, argument in (
-            (CalibrationSeeds, calibration, "calibration"),
-            (SelectionSeeds, selection, "selection"),
-            (ReportSeeds, report, "report"),
-        ):
-            if seeds is not None:
-                kind.require(seeds, argument)
-        return SeedsAsked(calibration, selection, report)
+FEWEST = 40
+"""Images of the first round that a distance between distributions should have; fewer say little about one."""
 
 
 @dataclass
 class Work:
-    """One optimisation: its inputs, and what it has so far."""
+    """One optimisation: its ground, and what it has so far."""
 
-    model: Denoiser
-    name: str
+    setting: Setting
     nfe: int
-    method: str
-    objective: Objective
-    known: models.Judge | None
-    condition: ConditionOf
-    cache: Cache
-    probe: Probe
-    batch: int
-    progress: Report
-    out: Path | None
-    seeds: SeedsAsked
-    teacher: Teacher
     sources: list[Source]
-    data: Data | None
+    out: Path | None
     ledger: Ledger
     notes: list[str] = field(default_factory=list[str])
     competition: Competition | None = None
@@ -82,28 +44,35 @@ class Work:
 
     def run(self, minutes: float | None, max_calls: int | None) -> Found:
         """All stages."""
+        ground = self.setting
         p = self.plan = self._plan(minutes, max_calls)
-        if self.cache.folder is not None:
+        if ground.cache.folder is not None:
             with self.ledger.stage("probe", p.stages["probe"]):
-                self.probe.answer()
-        offset = self.seeds.selection.offset if self.seeds.selection else 0
+                ground.probe.answer()
+        ground.check_data(self.ledger)
+        if ground.window.start is not None:
+            data = ground.make_data(p.made, p.stages["data"], self.ledger)
+            self.notes.append(f"Image-to-image: the samples start from {data.note}, taken by seed.")
+        offset = ground.seeds.selection.offset if ground.seeds.selection else 0
         race, fresh = SelectionSeeds(p.counts[-1], offset), SelectionSeeds(p.fresh, offset + p.counts[-1])
-        self.judge = selection_judge(self.objective, self.known, self.teacher, [*race, *fresh])
-        if p.taught:
+        self.judge = selection_judge(ground.objective, ground.known, ground.teacher, [*race, *fresh])
+        if p.taught and ground.teacher is not None:
             with self.ledger.stage("teacher of the selection", p.stages["teacher of the selection"]):
-                self.teacher([*race, *fresh], self.progress)
+                ground.teacher([*race, *fresh], ground.progress)
         competition = self.competition = Competition(
             self.sources,
-            self._scorer([self.judge], race),
-            self._scorer([self.judge], fresh),
+            ground.scorer([self.judge], race),
+            ground.scorer([self.judge], fresh),
             p,
-            self.method,
+            ground.method,
             self.ledger,
-            self.progress,
+            ground.progress,
         )
         competition.begin()
-        if p.levels:
-            competition.descend(self._gram(p))
+        if ground.klub:
+            if ground.gram is None:
+                ground.make_data(p.made, p.stages["data"], self.ledger)
+            competition.descend(ground.table(p.paths, p.levels, p.stages["KLUB table"], self.ledger))
         competition.conclude()
         winner, start, final = competition.finals()
         final |= {"judge": self.judge.name, "seeds": repr(fresh)}
@@ -114,9 +83,10 @@ class Work:
 
     def stopped(self) -> str:
         """Save the best so far after an interrupt; says what was saved and how to go on."""
+        kept = self.setting.cache.folder
         again = (
-            f"run the same again to go on: what lies in {self.cache.folder} is not paid twice"
-            if self.cache.folder
+            f"run the same again to go on: what lies in {kept} is not paid twice"
+            if kept
             else "give out= to keep what is done"
         )
         entries = [c for c in self.competition.race.standing() if c.scores] if self.competition else []
@@ -127,108 +97,80 @@ class Work:
         return f"stopped; the best so far ({entries[0].origin}) is in {self.out}; {again}"
 
     def _plan(self, minutes: float | None, max_calls: int | None) -> Plan:
-        klub = self.method != "dmn"
-        paths = len(self.seeds.calibration) if self.seeds.calibration else None
-        if self.data is None and klub:
-            self.data = inputs.known_data(self.model, paths or 1024)
+        ground = self.setting
+        unmade = ground.unmade
         budget = max_calls or default_calls(self.nfe)
         if minutes is not None:
-            budget = self._affordable(minutes, max_calls)
+            budget, note = affordable(ground, self.ledger, minutes, max_calls)
+            self.notes.append(note)
+        return self.divided(budget, unmade, ground.gram is None, ground.check_calls)
+
+    def divided(self, budget: int, made: bool, table: bool, checked: int) -> Plan:
+        """The budget by stages.
+
+        Args:
+            budget: network calls.
+            made: whether data are to be made; table: whether the KLUB table is; checked: calls to look at the data.
+
+        Errors: `ArgumentError` when it is too small.
+        """
+        ground = self.setting
         return plan(
             budget,
             nfe=self.nfe,
-            batch_cost=self.model.batch_cost,
-            teacher=self.teacher.tableau.nfe,
-            method=self.method,
+            batch_cost=ground.model.batch_cost,
+            teacher=ground.teacher_calls,
+            method=ground.method,
             solvers=len(self.sources),
-            made=self.data is None and (klub or self.known is None),
-            taught=self.objective == "teacher",
-            most_paths=4096 if self.data is None else len(self.data.samples),
-            paths=paths,
-            selection=len(self.seeds.selection) if self.seeds.selection else None,
-            report=len(self.seeds.report) if self.seeds.report else None,
+            made=made,
+            taught=ground.objective == "teacher",
+            most_paths=4096 if ground.data is None else len(ground.data.samples),
+            paths=ground.seeds.paths,
+            selection=len(ground.seeds.selection) if ground.seeds.selection else None,
+            report=len(ground.seeds.report) if ground.seeds.report else None,
+            table=table,
+            checked=checked,
+            fewest=FEWEST if ground.objective == "frechet" else 0,
         )
-
-    def _affordable(self, minutes: float, max_calls: int | None) -> int:
-        """Calls that fit into the time, less those that measuring the speed took."""
-        with self.ledger.stage("speed", 3 * self.batch * self.model.batch_cost):
-            rate = speed(self.model, self.condition(range(self.batch)), self.batch)
-        self.notes.append(
-            f"The budget was set by {minutes:g} minutes at {rate:.0f} network calls a second on this machine."
-        )
-        affordable = int(rate * 60 * minutes * TIME_SHARE)
-        return min(affordable, max_calls or affordable) - self.ledger.calls
-
-    def _scorer(self, judges: list[Judge], seeds: Seeds) -> Scorer:
-        return Scorer(
-            self.model,
-            judges,
-            seeds,
-            condition=self.condition,
-            cache=self.cache,
-            probe=self.probe,
-            batch_size=self.batch,
-        )
-
-    def _made_data(self, p: Plan) -> Data:
-        """Samples of the teacher, where there are no others."""
-        seeds = CalibrationSeeds(p.made, MADE_OFFSET)
-        with self.ledger.stage("data", p.stages["data"]):
-            samples = self.teacher(seeds, self.progress)
-        self.notes.append(f"There were no clean data: the teacher made {p.made} samples ({seeds!r}).")
-        return Data(samples, self.condition(seeds), f"{p.made} samples of the teacher")
-
-    def _gram(self, p: Plan) -> Gram:
-        data = self.data = self.data or self._made_data(p)
-        seeds = CalibrationSeeds(p.paths, self.seeds.calibration.offset if self.seeds.calibration else 0)
-        with self.ledger.stage("KLUB table", p.stages["KLUB table"]):
-            gram = Gram.compute(
-                self.model,
-                data.samples[: p.paths],
-                seeds=seeds,
-                condition=first_rows(data.condition, p.paths),
-                ratios=ratio_grid(self.model.noise, p.levels),
-                batch_size=self.batch,
-                cache=self.cache,
-                probe=self.probe,
-                progress=self.progress,
-            )
-        self.notes.append(
-            f"KLUB table: {p.paths} noising paths of {data.note}, {p.levels} noise levels; "
-            f"distance from a martingale {gram.martingale_defect():.1%}."
-        )
-        return gram
 
     def _figures(self, p: Plan, winner: Candidate, start: Candidate) -> dict[str, Any]:
         """Both samplers on report seeds."""
         assert self.judge is not None
-        seeds = ReportSeeds(p.report, self.seeds.report.offset if self.seeds.report else 0)
-        paired = ReportSeeds(p.paired, seeds.offset)
-        with self.ledger.stage("teacher of the report", p.stages["teacher of the report"]):
-            self.teacher(list(paired), self.progress)
-        data = self.data or (self._made_data(p) if p.made else None)
-        scorer = self._scorer(report_judges(self.judge, self.known, data, self.teacher, list(paired)), seeds)
-        figures: dict[str, Any] = {"seeds": repr(seeds), "paired_seeds": repr(paired)}
+        ground = self.setting
+        seeds = ReportSeeds(p.report, ground.seeds.report.offset if ground.seeds.report else 0)
+        paired = list(ReportSeeds(p.paired, seeds.offset)) if p.paired else []
+        if paired and ground.teacher is not None:
+            with self.ledger.stage("teacher of the report", p.stages["teacher of the report"]):
+                ground.teacher(paired, ground.progress)
+        data = ground.make_data(p.made, p.stages["data"], self.ledger) if p.made else ground.data
+        scorer = ground.scorer(report_judges(self.judge, ground.known, data, ground.teacher, paired), seeds)
+        figures: dict[str, Any] = {"seeds": repr(seeds)}
+        if paired:
+            figures["paired_seeds"] = repr(ReportSeeds(p.paired, seeds.offset))
         with self.ledger.stage("report", p.stages["report"]):
             for k, (role, candidate) in enumerate((("before", start), ("after", winner))):
                 figures[role] = scorer.figures(candidate.tableau, p.report)
-                self.progress(Event("report", k + 1, 2))
+                ground.progress(Event("report", k + 1, 2))
             figures["gain"] = scorer.gains(start.tableau, winner.tableau, p.report)
         return figures
 
     def _found(self, winner: Candidate, start: Candidate, final: dict[str, Any], figures: dict[str, Any]) -> Found:
         assert self.judge is not None and self.plan is not None and self.competition is not None
-        notes = list(self.notes)
+        ground = self.setting
+        notes = [*self.notes, *ground.notes]
+        if not ground.window.whole:
+            notes.append(f"The sampler goes from {ground.window.words}.")
         if winner is start and final:
             notes.append("No candidate beat the best hand-crafted grid in the finals: it is returned.")
         meta = {
-            "model": self.name,
-            "fingerprint": self.model.fingerprint,
-            "batch_cost": self.model.batch_cost,
+            "model": ground.name,
+            "fingerprint": ground.model.fingerprint,
+            "batch_cost": ground.model.batch_cost,
             "nfe": self.nfe,
-            "method": self.method,
+            "method": ground.method,
             "solver": winner.solver,
             "times": winner.origin,
+            "window": ground.window.record(),
             "selected_by": self.judge.name,
             "selection": final,
             "report": {key: figures[key] for key in ("seeds", "after") if key in figures},
@@ -238,9 +180,9 @@ class Work:
         return Found(
             replace(winner.tableau, meta=meta),
             start.tableau,
-            self.name,
+            ground.name,
             self.nfe,
-            self.method,
+            ground.method,
             winner.solver,
             winner.origin,
             start.origin,
@@ -252,4 +194,25 @@ class Work:
             self.plan.record(),
             notes,
             start_solver=start.solver,
+            window=ground.window.record(),
         )
+
+
+def affordable(ground: Setting, ledger: Ledger, minutes: float, max_calls: int | None) -> tuple[int, str]:
+    """Calls that fit into the time, less those that measuring the speed took, and a remark.
+
+    The number is kept beside what it will pay for: a search that goes on, or is repeated, divides the same budget.
+    """
+    model = ground.model
+    name = "budget-" + digest(model.fingerprint, minutes, max_calls, ground.batch, model.batch_cost)
+    stored = ground.cache.read(name)
+    if stored is not None:
+        rate, calls = stored[0]["rate"].item(), int(stored[0]["calls"].item())
+    else:
+        with ledger.stage("speed", 3 * ground.batch * model.batch_cost):
+            rate = speed(model, ground.asked(range(ground.batch)), ground.batch)
+        calls = int(rate * 60 * minutes * TIME_SHARE)
+        calls = min(calls, max_calls or calls) - ledger.calls
+        values = {"rate": torch.tensor(rate, dtype=torch.float64), "calls": torch.tensor(calls)}
+        ground.cache.write(name, values, {})
+    return calls, f"The budget was set by {minutes:g} minutes at {rate:.0f} network calls a second on this machine."

@@ -132,8 +132,11 @@ def trials(found: Found) -> list[list[str]]:
 
 
 def _facts(found: Found, command: str) -> dict[str, str]:
+    first, _, last = str(found.window.get("words", "")).partition(" to ")
     facts = {
         "command": command,
+        "from": first,
+        "to": last,
         "selected by": found.selected_by,
         "selection seeds": str(found.selection.get("seeds", "")),
         "report seeds": str(found.report.get("seeds", "")),
@@ -168,7 +171,8 @@ def neighbours(folder: Path, found: Found) -> list[Found]:
             other = Found.load(path)
         except (FewstepError, json.JSONDecodeError):
             continue
-        same = all(other.tableau.meta.get(k) == found.tableau.meta.get(k) for k in ("fingerprint", "selected_by"))
+        keys = ("fingerprint", "selected_by", "solver", "window")
+        same = all(other.tableau.meta.get(k) == found.tableau.meta.get(k) for k in keys)
         if same and other.complete and judge_in_words(other) == judge_in_words(found) and other.nfe != found.nfe:
             others[other.nfe] = other
     return [others[nfe] for nfe in sorted(others)]

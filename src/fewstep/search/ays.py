@@ -35,6 +35,8 @@ SIDE = 5
 REACH = 0.25
 """How far they go, as a part of the log-distance to each neighbour (the paper does not say)."""
 MAX_SWEEPS = 300
+DIRECT = "direct"
+"""How a grid got its number of steps: it had them from the start. Else the words of `Snapshot.via`."""
 LEVELS = 2
 """Splits of the hierarchy: 10 to 20 to 40 steps."""
 
@@ -125,13 +127,13 @@ class Snapshot:
     start: str
     sweep: int
     klub: float
-    via: str = "direct"
+    via: str = DIRECT
 
     @property
     def origin(self) -> str:
         """In words, for tables and reports."""
-        way = "" if self.via == "direct" else f", {self.via}"
-        return f"AYS from {self.start}, {self.sweep} sweeps{way}" if self.sweep else self.start
+        way = "" if self.via == DIRECT else f", {self.via}"
+        return f"AYS from {self.start}, {self.sweep} sweeps{way}" if self.sweep else f"{self.start}{way}"
 
 
 @dataclass(frozen=True)
@@ -165,13 +167,13 @@ def descents(gram: Gram, noise: NoiseSchedule, starts: Mapping[str, Tensor], *, 
     found: list[Descent] = []
     for name, times in starts.items():
         wanted = len(times) - 1 if n is None else n
-        via = "direct" if wanted == len(times) - 1 else f"{len(times) - 1} steps refined to {wanted}"
+        via = DIRECT if wanted == len(times) - 1 else f"{len(times) - 1} steps refined to {wanted}"
         way: list[Snapshot] = []
         for k, ratios in enumerate(descend(gram.klub, to_ratios(noise, times))):
-            if via != "direct":
+            if via != DIRECT:
                 ratios = log_linear(refine(gram.klub, ratios), wanted + 1)
             ends = torch.cat([times[:1], ratios[1:-1], times[-1:]])
-            grid = times if k == 0 and via == "direct" else to_times(noise, ratios, ends)
+            grid = times if k == 0 and via == DIRECT else to_times(noise, ratios, ends)
             way.append(Snapshot(grid, name, k, gram.total(ratios), via))
         found.append(Descent(name, tuple(way)))
     return found

@@ -80,7 +80,7 @@ class Competition:
             sources = self._by_standing()[:2]
             for source in sources:
                 mine = [c for c in self.race.standing() if c.solver == source.name and c.method != AYS]
-                source.descend(gram, {c.origin: c.schedule.times for c in mine})
+                source.descend(gram, mine)
                 left = self.plan.rooms[0] - keep - len(self.race.entries)
                 room = left if source is sources[-1] else math.ceil(0.7 * left)
                 self._enter(source.thinned([c.origin for c in mine], THINNED), len(self.race.entries) + room)
@@ -156,10 +156,12 @@ class Competition:
         return self._safely(self._scorer, candidate, count)
 
     def _safely(self, scorer: Scorer, candidate: Candidate, count: int) -> float:
-        """A sampler that overflows is the worst; if all do, it is the network (see `begin`)."""
+        """A sampler that overflows is the worst; if its states were sane, or all do, it is the network that fails."""
         try:
             score = scorer.score(candidate.tableau, count)
         except DenoiserError as error:
+            if error.sane:
+                raise
             self._failure = error
             return math.inf
         return score if math.isfinite(score) else math.inf

@@ -15,7 +15,7 @@ Everything here is in the ratio r and per dimension of the data; row 0 of the ma
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +27,7 @@ from torch import Tensor
 
 from fewstep.errors import ArgumentError, DenoiserError
 from fewstep.noise import NoiseSchedule, as_float64
+from fewstep.outputs import check_finite
 from fewstep.progress import Event, Report, silent
 from fewstep.randomness import CalibrationSeeds, unit_noise
 from fewstep.search.cache import Cache, Probe, digest, first_rows, rows
@@ -239,11 +240,23 @@ class _Pass:
         for k, (ratio, time, alpha) in enumerate(zip(self.ratios.tolist(), self.times, self.alphas, strict=True)):
             noise += (ratio**2 - previous**2) ** 0.5 * unit_noise(seeds, tuple(clean.shape[1:]), k)
             previous = ratio
-            with torch.no_grad():
-                out = net((alpha * (clean + noise)).to(device=net.device, dtype=net.dtype), time, condition)
-            if not bool(torch.isfinite(out).all()):
-                raise DenoiserError(
-                    f"the network's output is not finite at time {time:.6g} (noise level {ratio:.4g}), "
-                    f"seeds {seeds[0]} to {seeds[-1]}"
-                )
+            state = (alpha * (clean + noise)).to(device=net.device, dtype=net.dtype)
+            try:
+                with torch.no_grad():
+                    out = net(state, time, condition)
+                # The network itself looks on the CPU only.
+                check_finite(out, time, state, net.noise)
+            except DenoiserError as error:
+                raise _with_samples(error, start, seeds, ratio) from error
             yield out.float().cpu()
+
+
+def _with_samples(error: DenoiserError, start: int, seeds: Sequence[int], ratio: float) -> DenoiserError:
+    """The error with the data samples at fault, the seeds of their noise, and the noise level."""
+    rows = error.rows[:8]
+    about = f"noise level {ratio:.4g}"
+    if rows:
+        about += f", data samples {', '.join(str(start + k) for k in rows)}"
+        about += f", seeds {', '.join(str(seeds[k]) for k in rows)}"
+    samples = tuple(start + k for k in error.rows)
+    return DenoiserError(f"{error} ({about})", time=error.time, rows=samples, sane=error.sane)

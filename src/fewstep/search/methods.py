@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,11 +15,12 @@ from fewstep import solvers, times
 from fewstep.errors import ArgumentError
 from fewstep.noise import NoiseSchedule
 from fewstep.rules import SolverSchedule
-from fewstep.search.ays import Descent, Snapshot, descents, to_ratios, to_times
+from fewstep.search.ays import DIRECT, Descent, Snapshot, descents, to_ratios, to_times
 from fewstep.search.dmn import dmn_times
 from fewstep.search.klub import Gram
 from fewstep.search.select import Candidate
 from fewstep.search.surrogate import Array, propose
+from fewstep.search.window import Window
 
 METHODS = ("auto", "ays", "dmn")
 RECOMMENDED = ("dpmpp_2m", "unipc", "ipndm", "dpmpp_3m")
@@ -26,6 +28,12 @@ RECOMMENDED = ("dpmpp_2m", "unipc", "ipndm", "dpmpp_3m")
 DMN_OPTIONS: tuple[dict[str, Any], ...] = ({"p": 1.0}, {"p": 2.0}, {"p": 1.0, "order": 2}, {"p": 1.0, "truncation": 0})
 """The authors' two exponents come first; `auto` takes only those."""
 HAND, DMN, AYS, GUESS = "hand", "dmn", "ays", "surrogate"
+
+MANY, COARSE = 14, 10
+"""From so many steps on AYS also takes the paper's way: grids of ten steps go down, and are refined to the number
+wanted. With so many, a way of its own is long, and most of it is past the optimum."""
+FROM = 6
+"""Starts of the ways down with many steps, where each takes seconds: the best of the standing."""
 
 LEAST_STEP = 0.05
 """The surrogate's steps in log ratio are at least this part of an even step."""
@@ -38,18 +46,23 @@ class Source:
     """Candidates of one solver at one number of network calls.
 
     Attributes:
-        noise: of the network.
+        noise: of the network; window: from where to where its grids go.
         name, solver: the solver, `times -> SolverSchedule`.
         steps: number of steps along the times; nfe: network calls.
-        ways: the ways down that were computed so far, by the name of their start.
+        ways: the ways down that were computed so far, by the name of their start and how they got their length.
     """
 
-    noise: NoiseSchedule
     name: str
     solver: Solver
     steps: int
     nfe: int
-    ways: dict[str, Descent] = field(default_factory=dict)
+    window: Window
+    ways: dict[tuple[str, str], Descent] = field(default_factory=dict)
+
+    @property
+    def noise(self) -> NoiseSchedule:
+        """Of the network."""
+        return self.window.noise
 
     def candidate(self, grid: Tensor, method: str, origin: str, **about: Any) -> Candidate | None:
         """The sampler on these times; None where the solver cannot use them, or makes another number of calls."""
@@ -66,7 +79,7 @@ class Source:
         """The hand-crafted grids."""
         for name, make in times.NAMES.items():
             try:
-                grid = make(self.noise, self.steps)
+                grid = make(self.noise, self.steps, **self.window.ends)
             except ArgumentError:  # a grid that cannot be laid with so many steps
                 continue
             yield from _some(self.candidate(grid, HAND, name))
@@ -77,18 +90,34 @@ class Source:
             return
         for options in DMN_OPTIONS[:variants]:
             said = ", ".join(f"{key}={value:g}" for key, value in options.items())
-            yield from _some(
-                self.candidate(dmn_times(self.noise, self.steps, **options), DMN, f"DMN, {said}", **options)
-            )
+            ends = {"start": self.window.start, "end": self.window.end}
+            grid = dmn_times(self.noise, self.steps, **ends, **options)
+            yield from _some(self.candidate(grid, DMN, f"DMN, {said}", **options))
 
-    def descend(self, gram: Gram, starts: Mapping[str, Tensor]) -> None:
-        """Compute the ways down from these named times."""
-        for way in descents(gram, self.noise, {k: v for k, v in starts.items() if k not in self.ways}):
-            self.ways[way.start] = way
+    def descend(self, gram: Gram, starts: Sequence[Candidate]) -> None:
+        """Compute the ways down from these candidates, the best first; with many steps also those of the hierarchy."""
+        many = self.steps >= MANY
+        direct = {c.origin: c.schedule.times for c in (starts[:FROM] if many else starts)}
+        new = {name: grid for name, grid in direct.items() if (name, DIRECT) not in self.ways}
+        found = descents(gram, self.noise, new)
+        if many:
+            found += descents(gram, self.noise, self._coarse(starts), n=self.steps)
+        for way in found:
+            self.ways[way.start, way.snapshots[0].via] = way
+
+    def _coarse(self, starts: Sequence[Candidate]) -> dict[str, Tensor]:
+        """The first hand-crafted ones of the starts with ten steps."""
+        found: dict[str, Tensor] = {}
+        for c in [c for c in starts if c.origin in times.NAMES][:FROM]:
+            with suppress(ArgumentError):  # a grid that cannot be laid with so few steps
+                found[c.origin] = times.NAMES[c.origin](self.noise, COARSE, **self.window.ends)
+        return found
 
     def snapshot(self, snapshot: Snapshot) -> Candidate | None:
         """A grid on a way down."""
-        about = {"start": snapshot.start, "sweep": snapshot.sweep, "klub": snapshot.klub}
+        about: dict[str, Any] = {"start": snapshot.start, "sweep": snapshot.sweep, "klub": snapshot.klub}
+        if snapshot.via != DIRECT:
+            about["via"] = snapshot.via
         return self.candidate(snapshot.times, AYS, snapshot.origin, **about)
 
     def thinned(self, order: Sequence[str], count: int) -> Iterator[Candidate]:
@@ -96,7 +125,7 @@ class Source:
 
         The first sweep is still close to the start and the late ones are past the optimum, so the second comes first.
         """
-        picks = [self.ways[name].thinned(count) for name in order if name in self.ways]
+        picks = [way.thinned(count) for name in order for (start, _), way in self.ways.items() if start == name]
         for k in sorted(range(count), key=lambda k: (abs(k - 1.25), k)):
             for way in picks:
                 if k < len(way):
@@ -105,7 +134,7 @@ class Source:
     def around(self, candidate: Candidate) -> Iterator[Candidate]:
         """The neighbours on the way of a snapshot, near ones first; the first sweeps from a start."""
         name = candidate.about.get("start", candidate.origin)
-        way = self.ways.get(name)
+        way = self.ways.get((name, candidate.about.get("via", DIRECT)))
         if way is None:
             return
         here = candidate.about.get("sweep", 0)
@@ -141,34 +170,49 @@ class Source:
         )
 
 
-def sources(noise: NoiseSchedule, solver: str | Solver, nfe: int) -> list[Source]:
-    """One source for each solver asked for.
+def sources(window: Window, solver: str | Solver | Sequence[str | Solver], nfe: int) -> list[Source]:
+    """One source for each solver asked for; of several, those that can make `nfe` calls.
 
-    Errors: `ArgumentError` when the solver is unknown or cannot make `nfe` calls.
+    Errors: `ArgumentError` when a solver is unknown, or none can make `nfe` calls.
     """
-    if callable(solver):
-        return [_own_solver(noise, solver, nfe)]
-    names = RECOMMENDED if solver == "auto" else (solver,)
-    found = [
-        Source(noise, name, solvers.get(name), n, nfe) for name in names if (n := solvers.calls(name, nfe)) is not None
-    ]
+    asked = RECOMMENDED if solver == "auto" else (solver,) if isinstance(solver, str) or callable(solver) else solver
+    found: list[Source] = []
+    refused: list[ArgumentError] = []
+    for one in dict.fromkeys(asked):
+        try:
+            found.append(_named(window, one, nfe) if isinstance(one, str) else _own_solver(window, one, nfe))
+        except NotSoMany as error:
+            refused.append(error)
     if not found:
-        near = [k for k in range(max(1, nfe - 3), nfe + 4) if solvers.calls(names[0], k) is not None]
-        raise ArgumentError(
-            f"{names[0]} cannot make exactly {nfe} network calls; near by it can make "
-            f"{', '.join(map(str, near)) or 'none'}"
-        )
+        raise refused[0] if refused else ArgumentError("solver is empty: give at least one, e.g. 'dpmpp_2m'")
     return found
 
 
-def _own_solver(noise: NoiseSchedule, solver: Solver, nfe: int) -> Source:
+class NotSoMany(ArgumentError):
+    """A solver cannot make this number of network calls."""
+
+
+def _named(window: Window, name: str, nfe: int) -> Source:
+    def steps(calls: int) -> int | None:
+        return solvers.calls(name, calls, to_zero=window.to_zero)
+
+    n = steps(nfe)
+    if n is None:
+        near = [k for k in range(max(1, nfe - 3), nfe + 4) if steps(k) is not None]
+        raise NotSoMany(
+            f"{name} cannot make exactly {nfe} network calls; near by it can make {', '.join(map(str, near)) or 'none'}"
+        )
+    return Source(name, solvers.get(name), n, nfe, window)
+
+
+def _own_solver(window: Window, solver: Solver, nfe: int) -> Source:
     """A user's `times -> SolverSchedule`: the number of steps is found by trying."""
     name = getattr(solver, "__name__", "own solver")
     for steps in range(1, nfe + 2):
-        source = Source(noise, name, solver, steps, nfe)
-        if source.candidate(times.logsnr(noise, steps), HAND, "logsnr") is not None:
+        source = Source(name, solver, steps, nfe, window)
+        if source.candidate(times.logsnr(window.noise, steps, **window.ends), HAND, "logsnr") is not None:
             return source
-    raise ArgumentError(
+    raise NotSoMany(
         f"solver {name} makes {nfe} network calls with no number of steps up to {nfe + 1}: give another nfe"
     )
 

@@ -21,7 +21,7 @@ from fewstep.metrics.statistics import Estimate, Features, Statistics, mean_with
 from fewstep.metrics.transport import sliced_wasserstein
 from fewstep.sampling import sample
 from fewstep.search.cache import Cache, Probe, SeedRows, digest
-from fewstep.search.teacher import ConditionOf, Teacher
+from fewstep.search.teacher import ConditionOf, InitOf, Teacher
 
 if TYPE_CHECKING:
     from fewstep.denoiser import Denoiser
@@ -194,6 +194,7 @@ class Scorer:
         cache: rows are kept there by network, table, judges and seeds.
         probe: guards the cache; shared by those who use one network.
         batch_size: samples at a time.
+        init: clean images that the samples start from, where tables begin below the noisiest time.
     """
 
     def __init__(
@@ -206,9 +207,10 @@ class Scorer:
         cache: Cache,
         probe: Probe | None = None,
         batch_size: int = BATCH,
+        init: InitOf | None = None,
     ) -> None:
         self.denoiser, self.judges, self.seeds, self.condition = denoiser, tuple(judges), seeds, condition
-        self.batch_size = batch_size
+        self.batch_size, self._init = batch_size, init
         named = all(judge.digest is not None for judge in judges)
         self._cache = cache if named else Cache(None)
         self._probe = probe or Probe(denoiser, condition(range(1)))
@@ -264,7 +266,10 @@ class Scorer:
             judged = [judge.digest for judge in self.judges]
 
             def name(seeds: range) -> str:
-                return "rows-" + digest(self.denoiser.fingerprint, key, judged, list(seeds), self.condition(seeds))
+                init = () if self._init is None else (self._init(seeds),)
+                return "rows-" + digest(
+                    self.denoiser.fingerprint, key, judged, list(seeds), self.condition(seeds), *init
+                )
 
             self._stores[key] = SeedRows(
                 self._cache,
@@ -278,8 +283,9 @@ class Scorer:
 
     def _run(self, tableau: Tableau, seeds: list[int]) -> Tensor:
         images = sample(
-            self.denoiser, tableau, seeds=seeds, condition=self.condition(seeds), batch_size=self.batch_size
-        )
+            self.denoiser, tableau, seeds=seeds, init=None if self._init is None else self._init(seeds),
+            condition=self.condition(seeds), batch_size=self.batch_size,
+        )  # fmt: skip
         parts = [judge.observe(images, seeds) for judge in self.judges]
         # The widths travel with the rows, so that a row read from a file can be cut up again.
         widths = torch.tensor([[part.shape[1] for part in parts]], dtype=torch.float64, device="cpu").expand(

@@ -16,6 +16,8 @@ REPORT, PAIRED, GRAM = 0.28, 0.05, 0.13
 """Shares of the final figures, of the teacher behind the paired figure, of the noising paths; the race has the rest."""
 FINALISTS = 4
 """The best three and the best hand-crafted grid."""
+LEVELS = 96
+"""Noise levels of the KLUB table."""
 LEAST = 48
 """Samples of a final figure, at least: fewer give no standard error."""
 AROUND = 0.2
@@ -26,6 +28,10 @@ GUESSES = {"dmn": 0, "ays": 0, "auto": 16}
 """Places that the surrogate may propose."""
 LAST = 8
 """Images of the last round and of the finals, in those of the first: a few bad samples weigh much in a small set."""
+LEAST_ENTRIES = {"dmn": 13, "ays": 24, "auto": 24}
+"""Entries that are given up last when images get dear: the hand-crafted grids, and some of each way."""
+FEW_LAST = 6
+"""As LAST, where images are dear."""
 MOST_IMAGES = 256
 """Images of the first round, at most; what is left of a large budget goes into more entries."""
 
@@ -86,11 +92,14 @@ def plan(
     solvers: int = 1,
     made: bool = False,
     taught: bool = False,
-    levels: int = 96,
+    levels: int = LEVELS,
     most_paths: int = 4096,
     paths: int | None = None,
     selection: int | None = None,
     report: int | None = None,
+    table: bool = True,
+    checked: int = 0,
+    fewest: int = 0,
 ) -> Plan:
     """Divide `max_calls`.
 
@@ -98,7 +107,7 @@ def plan(
         max_calls: the budget, in network calls.
         nfe: calls of the sampler that is looked for.
         batch_cost: network calls of one evaluation (2 with guidance).
-        teacher: calls of one reference sample.
+        teacher: calls of one reference sample; 0 where there is none.
         method: `auto`, `ays` or `dmn`.
         solvers: how many solvers compete.
         made: whether the data have to be made by the teacher.
@@ -106,6 +115,10 @@ def plan(
         levels: noise levels of the KLUB table.
         most_paths: data samples that there are.
         paths, selection, report: numbers of samples that the caller asks for.
+        table: whether the KLUB table is still to be computed, where the method needs one.
+        checked: calls for a look at the data.
+        fewest: images of the first round that the judge should have. Where the budget is short, fewer samplers enter
+            rather than fewer images are made, down to `LEAST_ENTRIES`.
 
     Errors: `ArgumentError` when the budget is too small for any search; it says how much would do.
     """
@@ -113,45 +126,49 @@ def plan(
     one, taught_one = nfe * batch_cost, teacher * batch_cost
     whole = max_calls - batch_cost
     shown = report or _between(REPORT * whole / (2 * one), LEAST, 5000)
-    pairs = min(shown, _between(PAIRED * whole / taught_one, 8, 256))
-    per_path = (levels if klub else 0) * batch_cost + (taught_one if made else 0)
-    share = (GRAM if klub else 0.05) * whole * (2 if made else 1)
-    walks = 0 if not per_path else min(paths or most_paths, most_paths, _between(share / per_path, 16, 1024))
-    if paths and per_path:
-        walks = min(paths, most_paths)
+    pairs = min(shown, _between(PAIRED * whole / taught_one, 8, 256)) if teacher else 0
+    levels = levels if klub and table else 0
+    walks = walked(whole, levels * batch_cost, taught_one if made else 0, klub, most_paths, paths)
     stages = {
         "probe": batch_cost,  # one question, by which a cache recognises the network
+        "range of the data": checked,
         "data": walks * taught_one if made else 0,
-        "KLUB table": walks * levels * batch_cost if klub else 0,
+        "KLUB table": walks * levels * batch_cost,
         "report": 2 * shown * one,
         "teacher of the report": pairs * taught_one,
     }
     rest = max_calls - sum(stages.values())
     shape = _Shape(one, taught_one if taught else 0, ENTRIES[method] + 6 * (solvers - 1), GUESSES[method])
-    counts, rooms, guesses, fresh = shape.fill(rest, selection)
+    counts, rooms, guesses, fresh = shape.fill(rest, selection, fewest, LEAST_ENTRIES[method])
     if rooms[0] < 8:
+        why = ", or give data=, which the teacher has to make otherwise" if made else ""
         raise ArgumentError(
             f"max_calls={max_calls} is too small a budget at {nfe} calls per sample: the search needs about "
-            f"{_enough(nfe, batch_cost, teacher, klub, made, taught)}; give more calls (or minutes)"
+            f"{_enough(nfe, batch_cost, teacher, klub, made, taught) + checked}; give more calls (or minutes){why}"
         )
     stages["race"] = shape.images(counts, rooms, guesses) * one
     stages["finals"] = FINALISTS * fresh * one
     stages["teacher of the selection"] = (counts[-1] + fresh) * taught_one if taught else 0
     return Plan(
-        max_calls,
-        levels if klub else 0,
-        walks,
-        walks if made else 0,
-        counts,
-        rooms,
-        guesses,
-        fresh,
-        taught,
-        shown,
-        pairs,
-        one,
-        stages,
+        max_calls, levels, walks, walks if made else 0, counts, rooms, guesses, fresh, taught, shown, pairs, one, stages
     )
+
+
+def walked(calls: int, per_path: int, per_sample: int, klub: bool, most: int, asked: int | None) -> int:
+    """How many clean samples the budget can use: noising paths of the KLUB table, or images to start and compare with.
+
+    Args:
+        calls: of the whole budget.
+        per_path: network calls of one path through the table.
+        per_sample: of one sample that the teacher has to make; 0 where they are there.
+        klub: whether the method uses a table.
+        most: samples that there are; asked: the number that the caller wants.
+    """
+    one = per_path + per_sample
+    if not one:
+        return 0
+    share = (GRAM if klub else 0.05) * calls * (2 if per_sample else 1)
+    return min(asked, most) if asked else min(most, _between(share / one, 16, 1024))
 
 
 @dataclass(frozen=True)
@@ -163,7 +180,7 @@ class _Shape:
     entries: int
     guesses: int
 
-    def fill(self, calls: int, selection: int | None) -> tuple[tuple[int, ...], tuple[int, ...], int, int]:
+    def fill(self, calls: int, selection: int | None, fewest: int, least_entries: int) -> Filled:
         """Counts, rooms, guesses, and the images of the finals, that `calls` can pay for."""
         # In images of the first round: 2.5 for each entry with its later rounds, 2 for each guess, 8 for each finalist.
         whole = 2.5 * self.entries + 2 * self.guesses + LAST * FINALISTS
@@ -172,7 +189,17 @@ class _Shape:
         )
         if selection is not None:
             unit = min(unit, max(8, selection // (2 * LAST)))
-        counts, fresh = (unit, 2 * unit, LAST * unit), LAST * unit
+            fewest = min(fewest, unit)
+        for images in range(fewest, unit, -1):
+            for last in (LAST, FEW_LAST):
+                filled = self._filled(calls, images, last)
+                if filled[1][0] >= least_entries:
+                    return filled
+        return self._filled(calls, unit, LAST)
+
+    def _filled(self, calls: int, unit: int, last: int) -> Filled:
+        """As many entries as `calls` can pay for with `unit` images in the first round."""
+        counts, fresh = (unit, 2 * unit, last * unit), last * unit
         rest = calls - FINALISTS * fresh * self.one - (counts[-1] + fresh) * self.taught_one
         entries = int(rest / self.one / unit)
         while entries > 0:
@@ -188,6 +215,10 @@ class _Shape:
         """Images of the whole race, at most."""
         steps = [counts[0], *(after - before for before, after in itertools.pairwise(counts))]
         return sum(room * step for room, step in zip(rooms, steps, strict=True)) + guesses * counts[1]
+
+
+Filled = tuple[tuple[int, ...], tuple[int, ...], int, int]
+"""Images in each round, candidates in each, guesses, and images of the finals."""
 
 
 def _enough(nfe: int, batch_cost: int, teacher: int, klub: bool, made: bool, taught: bool) -> int:

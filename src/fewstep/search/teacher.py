@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from torch import Tensor
 
@@ -14,6 +14,7 @@ from fewstep.sampling import sample
 from fewstep.search.cache import Cache, Probe, SeedRows, digest
 from fewstep.solvers import dpmpp_3m
 from fewstep.times import logsnr
+from fewstep.times.grids import Ends
 
 if TYPE_CHECKING:
     from fewstep.denoiser import Denoiser
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
 ConditionOf = Callable[[Sequence[int]], Any]
 """`seeds -> condition`, a pytree whose tensor leaves have one row for each seed; it must depend on each seed alone."""
+
+InitOf = Callable[[Sequence[int]], Tensor]
+"""`seeds -> [B, *shape]` clean images that image-to-image starts from; each must depend on its seed alone."""
 
 CALLS = 60
 CHUNK = 64
@@ -43,6 +47,7 @@ class Teacher:
             and the seeds; by default they are kept in memory only.
         probe: guards the cache; shared by those who use one network.
         batch_size: samples at a time.
+        init: clean images that the samples start from, where the tableau begins below the noisiest time.
 
     Errors: `ArgumentError` when the tableau draws noise: its end points would be no reference for another sampler.
     """
@@ -56,12 +61,14 @@ class Teacher:
         cache: Cache | str | Path | None = None,
         probe: Probe | None = None,
         batch_size: int = CHUNK,
+        init: InitOf | None = None,
     ) -> None:
         if tableau.C.shape[1]:
             raise ArgumentError(
                 "the teacher's tableau draws noise; give a deterministic one: its end points must belong to their seeds"
             )
         self.denoiser, self.tableau, self.condition, self._batch = denoiser, tableau, condition, batch_size
+        self._init = init
         kept = cache if isinstance(cache, Cache) else Cache(cache)
         guard = probe or Probe(denoiser, condition(range(1)))
         self._rows = SeedRows(kept, self._name, self._run, guard, chunk=CHUNK, batch=batch_size)
@@ -83,15 +90,19 @@ class Teacher:
         return self._rows(seeds, told)
 
     def _name(self, seeds: range) -> str:
-        return "teacher-" + digest(self.denoiser.fingerprint, self.tableau.digest, list(seeds), self.condition(seeds))
+        init = () if self._init is None else (self._init(seeds),)
+        return "teacher-" + digest(
+            self.denoiser.fingerprint, self.tableau.digest, list(seeds), self.condition(seeds), *init
+        )
 
     def _run(self, seeds: list[int]) -> Tensor:
         images = sample(
-            self.denoiser, self.tableau, seeds=seeds, condition=self.condition(seeds), batch_size=self._batch
-        )
+            self.denoiser, self.tableau, seeds=seeds, init=None if self._init is None else self._init(seeds),
+            condition=self.condition(seeds), batch_size=self._batch,
+        )  # fmt: skip
         return images.float().cpu()
 
 
-def reference_schedule(noise: NoiseSchedule, calls: int = CALLS) -> SolverSchedule:
-    """The reference sampler: DPM-Solver++(3M) on equal steps of log signal-to-noise."""
-    return dpmpp_3m(logsnr(noise, calls))
+def reference_schedule(noise: NoiseSchedule, calls: int = CALLS, **ends: Unpack[Ends]) -> SolverSchedule:
+    """The reference sampler: DPM-Solver++(3M) on equal steps of log signal-to-noise; `start`, `end` as for grids."""
+    return dpmpp_3m(logsnr(noise, calls, **ends))

@@ -1,0 +1,230 @@
+"""What searches on one network have in common: the network, its ends, its data, its teacher, its KLUB table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fewstep import data_range, inputs, models
+from fewstep.denoiser import Denoiser
+from fewstep.errors import ArgumentError
+from fewstep.inputs import Data
+from fewstep.judging import Objective
+from fewstep.progress import Report
+from fewstep.randomness import CalibrationSeeds, ReportSeeds, Seeds, SelectionSeeds
+from fewstep.search.cache import Cache, Probe, first_rows, rows
+from fewstep.search.klub import Gram
+from fewstep.search.ledger import Ledger
+from fewstep.search.objective import Judge, Scorer
+from fewstep.search.teacher import ConditionOf, Teacher, reference_schedule
+from fewstep.search.window import Window
+
+MADE_OFFSET = 500_000_000
+"""Calibration seeds of the teacher's own samples start here, away from those that noise them."""
+MOST_KNOWN = 1024
+"""Clean samples of a known network, when no number is asked for."""
+
+
+@dataclass(frozen=True)
+class SeedsAsked:
+    """What the user asked for; None leaves the number to the budget."""
+
+    calibration: CalibrationSeeds | None
+    selection: SelectionSeeds | None
+    report: ReportSeeds | None
+
+    @staticmethod
+    def checked(calibration: Any, selection: Any, report: Any) -> SeedsAsked:
+        """The three, each of its own kind.
+
+        Errors: `SeedsError` for another kind.
+        """
+        for kind, seeds, argument in (
+            (CalibrationSeeds, calibration, "calibration"),
+            (SelectionSeeds, selection, "selection"),
+            (ReportSeeds, report, "report"),
+        ):
+            if seeds is not None:
+                kind.require(seeds, argument)
+        return SeedsAsked(calibration, selection, report)
+
+    @property
+    def paths(self) -> int | None:
+        """The number of noising paths asked for."""
+        return None if self.calibration is None else len(self.calibration)
+
+
+@dataclass
+class Setting:
+    """The ground that searches share; several on one setting pay for its data, teacher and KLUB table once.
+
+    Attributes:
+        model, name: the network; method: of the search; window: from where to where.
+        objective, known: what judges.
+        asked: the condition by seed, as the user or the network wants it; own_condition: whether the user gave it.
+        cache, probe, batch, progress, seeds: as in `optimize`.
+        teacher_calls: of the reference sampler; 0 for none.
+        data: clean samples, once they are there; gram: the KLUB table, once it is there.
+        given: whether the caller gave the data, and nobody has looked at them yet.
+        ready: whether the caller gave the table.
+        notes: what a reader should know.
+    """
+
+    model: Denoiser
+    name: str
+    method: str
+    window: Window
+    objective: Objective
+    known: models.Judge | None
+    asked: ConditionOf
+    own_condition: bool
+    cache: Cache
+    probe: Probe
+    batch: int
+    progress: Report
+    seeds: SeedsAsked
+    teacher_calls: int
+    data: Data | None = None
+    gram: Gram | None = None
+    notes: list[str] = field(default_factory=list[str])
+    given: bool = False
+
+    def __post_init__(self) -> None:
+        self.given, self.ready = self.data is not None, self.gram is not None
+
+    @property
+    def klub(self) -> bool:
+        """Whether the method looks at a KLUB table."""
+        return self.method != "dmn"
+
+    @property
+    def unmade(self) -> bool:
+        """Whether the teacher will have to make clean samples."""
+        return self.teacher_calls > 0 and self._missing
+
+    @property
+    def _missing(self) -> bool:
+        """Whether clean samples are needed and not there; those that are known are taken now."""
+        if self.data is None and (self.klub or not self.window.whole):
+            self.data = inputs.known_data(self.model, self.seeds.paths or MOST_KNOWN)
+        table = self.klub and not self.ready
+        return self.data is None and (table or self.known is None or self.window.start is not None)
+
+    def require_sources(self) -> None:
+        """Refuse, before any work, a search that needs clean samples and has nobody to make them, or a KLUB table that
+        does not reach its last step.
+
+        Errors: `ArgumentError`.
+        """
+        level = self.model.noise.ratio(self.window.low).item()
+        if self.klub and self.gram is not None and self.gram.ratios[0] > level * (1 + 1e-9):
+            raise ArgumentError(
+                f"gram begins at noise level {self.gram.ratios[0].item():.4g}, and the times go down to {level:.4g}: "
+                "compute it from there (fewstep.search.klub.ratio_grid), or leave gram out"
+            )
+        if self.klub and self.gram is None and self.model.channels != 1:
+            raise ArgumentError(
+                f"the network gives {self.model.channels} outputs, and a KLUB table is of one: wrap it with guidance"
+            )
+        needed = (self.klub and not self.ready) or self.window.start is not None
+        if needed and not self.teacher_calls and self._missing:
+            raise ArgumentError(
+                "there are no clean data, and teacher_calls=0 switches off the teacher that would make them: give "
+                "data=, or leave teacher_calls out"
+            )
+
+    def _teacher(self, window: Window, init: bool) -> Teacher:
+        table = reference_schedule(window.noise, self.teacher_calls, **window.ends).tabulate(window.noise)
+        return Teacher(
+            self.model, table, condition=self.condition if init else self.asked, cache=self.cache, probe=self.probe,
+            batch_size=self.batch, init=self.init if init else None,
+        )  # fmt: skip
+
+    @cached_property
+    def teacher(self) -> Teacher | None:
+        """The reference sampler over the window, or None."""
+        return self._teacher(self.window, init=self.window.start is not None) if self.teacher_calls else None
+
+    @cached_property
+    def _maker(self) -> Teacher:
+        """The reference sampler from noise alone to a clean sample."""
+        teacher = self.teacher
+        whole = Window(self.model.noise)
+        return teacher if self.window.whole and teacher is not None else self._teacher(whole, init=False)
+
+    def condition(self, seeds: Sequence[int]) -> Any:
+        """The condition of given seeds; in image-to-image that of the image, unless the user gave another."""
+        if self.window.start is None or self.own_condition or self.data is None or self.data.condition is None:
+            return self.asked(seeds)
+        return rows(self.data.condition, self._images(seeds))
+
+    def init(self, seeds: Sequence[int]) -> Tensor:
+        """Clean images `[B, *shape]` that image-to-image starts from, in the states' dtype, each by its seed alone."""
+        assert self.data is not None, "the data come first"
+        picked = self.data.samples[self._images(seeds)]
+        return picked.to(device=self.model.device, dtype=self.model.dtype)
+
+    def _images(self, seeds: Sequence[int]) -> Tensor:
+        """Rows of the data: report seeds take the second half, all others the first: no image of a figure selected."""
+        assert self.data is not None
+        half = len(self.data.samples) // 2
+        rest = len(self.data.samples) - half
+        report = CalibrationSeeds.first
+        return torch.tensor([half + s % rest if s < report else s % half for s in seeds], device="cpu")
+
+    def scorer(self, judges: list[Judge], seeds: Seeds) -> Scorer:
+        """A scorer of samples over the window."""
+        return Scorer(
+            self.model, judges, seeds, condition=self.condition, cache=self.cache, probe=self.probe,
+            batch_size=self.batch, init=None if self.window.start is None else self.init,
+        )  # fmt: skip
+
+    def check_data(self, ledger: Ledger) -> None:
+        """Refuse data of the caller that are in another range than the network's.
+
+        Errors: `ArgumentError`.
+        """
+        if self.given and self.data is not None:
+            with ledger.stage("range of the data", self.check_calls):
+                data_range.require_range(self.model, self.data.samples, self.data.condition)
+            self.given = False  # once is enough, whoever shares them
+
+    @property
+    def check_calls(self) -> int:
+        """Network calls of `check_data`."""
+        if not self.given or self.data is None:
+            return 0
+        return data_range.calls(self.data.samples) * self.model.batch_cost
+
+    def make_data(self, count: int, planned: int, ledger: Ledger) -> Data:
+        """The data; where there are none, the teacher makes `count` samples."""
+        if self.data is None:
+            seeds = CalibrationSeeds(count, MADE_OFFSET)
+            with ledger.stage("data", planned):
+                samples = self._maker(seeds, self.progress)
+            self.notes.append(f"There were no clean data: the teacher made {count} samples ({seeds!r}).")
+            self.data = Data(samples, self.asked(seeds), f"{count} samples of the teacher")
+        return self.data
+
+    def table(self, paths: int, levels: int, planned: int, ledger: Ledger) -> Gram:
+        """The KLUB table; where there is none, from one pass over the first `paths` samples of the data."""
+        if self.gram is None:
+            assert self.data is not None
+            seeds = CalibrationSeeds(paths, self.seeds.calibration.offset if self.seeds.calibration else 0)
+            data, condition = self.data.samples[:paths], first_rows(self.data.condition, paths)
+            with ledger.stage("KLUB table", planned):
+                self.gram = Gram.compute(
+                    self.model, data, seeds=seeds, condition=condition,
+                    ratios=self.window.levels(levels), batch_size=self.batch, cache=self.cache, probe=self.probe,
+                    progress=self.progress,
+                )  # fmt: skip
+            self.notes.append(
+                f"KLUB table: {paths} noising paths of {self.data.note}, {levels} noise levels; "
+                f"distance from a martingale {self.gram.martingale_defect():.1%}."
+            )
+        return self.gram
