@@ -519,7 +519,9 @@ def test_bad_input():
     with pytest.raises(ArgumentError, match=r"order=2\.5"):
         Step(order=2.5)
     with pytest.raises(ArgumentError, match="statistics"):
-        Step("v3")
+        SolverSchedule(t, (Step("v3"), Step())).tabulate(ns.EDM())
+    with pytest.raises(ArgumentError, match="deterministic"):
+        Step("v3", tau=1.0)
     with pytest.raises(ArgumentError, match="one of tau, eta"):
         Step(tau=1.0, eta=1.0)
     with pytest.raises(ArgumentError, match="only 1 exist"):

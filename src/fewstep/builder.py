@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -13,6 +13,9 @@ from fewstep.noise import NoiseSchedule
 from fewstep.phi import Scalar, root, value
 from fewstep.rules import At, Churn, Down, Node
 from fewstep.transfer import Place, place
+
+if TYPE_CHECKING:
+    from fewstep.ems import EMS
 
 STATE, OUTPUT, NOISE, CONSTANT = range(4)
 Form = dict[tuple[int, int], Scalar]
@@ -40,6 +43,9 @@ class Builder:
 
     noise: NoiseSchedule
     afs: str | None
+    statistics: EMS | None = None
+    shifted: bool = False
+    """Whether a row reads the constant of ones, as DPM-Solver-v3's do."""
     rows: list[Form] = field(default_factory=list[Form])
     places: list[Place] = field(default_factory=list[Place])
     told: list[Scalar] = field(default_factory=list[Scalar])
@@ -57,6 +63,11 @@ class Builder:
         self.notes.append(note)
         return len(self.rows) - 1
 
+    @property
+    def ones(self) -> int:
+        """Index of the constant of ones: behind the mean image, where there is one."""
+        return int(self.afs == "mean")
+
     def output(self, point: Point) -> Form:
         """The network's x0 at a point; an analytical first step replaces the call at row 0."""
         if point.seen > 0 or self.afs is None:
@@ -70,12 +81,17 @@ class Builder:
         return {(STATE, 0): p.alpha / (size * (size + p.sigma))}
 
     def value(self, point: Point, basis: str) -> Form:
-        """The expanded quantity at a point: x0, noise or velocity, as seen by the network there."""
+        """The expanded quantity at a point: x0, noise, velocity or v3's f, as seen by the network there."""
         out = self.output(point)
         if basis == "data":
             return out
         p = self.places[point.seen]
-        form: Form = {(STATE, point.seen): 1.0 / p.sigma}
+        if basis == "v3":
+            assert self.statistics is not None
+            form: Form = {(STATE, point.seen): (1.0 - self.statistics.linear_part(p.lam)) / p.alpha}
+            add(form, out, -1.0)
+            return form
+        form = {(STATE, point.seen): 1.0 / p.sigma}
         add(form, out, -(p.alpha if basis == "noise" else p.alpha + p.sigma) / p.sigma)
         return form
 
@@ -119,15 +135,19 @@ def _at_ratio(noise: NoiseSchedule, ratio: Scalar) -> Place:
 
 
 def stack_rows(rows: Sequence[dict[int, Any]], width: int) -> Tensor:
-    """A `[len(rows), width]` float64 matrix from sparse rows of floats or 0-d tensors (kept in the graph)."""
+    """A `[len(rows), width, *tail]` float64 matrix from sparse rows of floats or tensors (kept in the graph).
+
+    `tail` is what the tensors broadcast to: nothing for 0-d ones, one sample's shape for weights per element.
+    """
     tracked = [(i, j, w) for i, row in enumerate(rows) for j, w in row.items() if isinstance(w, Tensor)]
-    matrix = torch.zeros(len(rows), width, dtype=torch.float64, device="cpu")
+    tail = torch.broadcast_shapes(*(w.shape for _, _, w in tracked))
+    matrix = torch.zeros(len(rows), width, *tail, dtype=torch.float64, device="cpu")
     for i, row in enumerate(rows):
         for j, w in row.items():
             if not isinstance(w, Tensor):
                 matrix[i, j] = w
     if tracked:
         places = torch.tensor([i * width + j for i, j, _ in tracked], device="cpu")
-        values = torch.stack([w for _, _, w in tracked])
-        matrix = matrix.flatten().index_put((places,), values).reshape(len(rows), width)
+        values = torch.stack([w.expand(tail) for _, _, w in tracked])
+        matrix = matrix.flatten(0, 1).index_put((places,), values).reshape(matrix.shape)
     return matrix

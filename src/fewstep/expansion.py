@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from fewstep.builder import NOISE, STATE, Builder, Form, Point, add
+from fewstep.builder import CONSTANT, NOISE, STATE, Builder, Form, Point, add
 from fewstep.errors import ArgumentError
-from fewstep.phi import derivative_weights, value
+from fewstep.phi import Scalar, derivative_weights, value
 from fewstep.rules import Active, Step
-from fewstep.transfer import Move, Place, move, scaling_factor
+from fewstep.transfer import Place, move, scaling_factor
 
 
 def mixture(b: Builder, step: Step, start: Point, t: Place, note: str) -> tuple[Form, str, Form]:
     """The row of one step, what was lowered in it, and its noise term (a corrector uses the same noise)."""
     order, step, sets, notes = _usable(b, step, start, t, note)
+    if step.basis == "v3":
+        return v3_form(b, step, sets, start, t), notes, {}
     numbers = move(step, start.place, t, order, b.noise)
     form: Form = {(STATE, start.state): numbers.base}
     if step.weights is not None:
@@ -22,7 +25,7 @@ def mixture(b: Builder, step: Step, start: Point, t: Place, note: str) -> tuple[
                 raise ArgumentError(f"weights read {-index} points back, but only {len(b.history)} exist at this step")
             add(form, b.value(b.history[index], step.basis), numbers.moments[0] * weight)
     else:
-        _taylor(b, form, step, sets, start, t, numbers)
+        taylor(form, step, sets, b, start, t, numbers.moments, lambda point: b.value(point, step.basis))
     noise_term: Form = {}
     if value(numbers.std) != 0.0:
         noise_term[NOISE, b.draws] = numbers.std * step.noise_scale
@@ -35,17 +38,52 @@ def mixture(b: Builder, step: Step, start: Point, t: Place, note: str) -> tuple[
     return form, notes, noise_term
 
 
-def _taylor(b: Builder, form: Form, step: Step, sets: Active, start: Point, t: Place, numbers: Move) -> None:
+def v3_form(b: Builder, step: Step, sets: Active, start: Point, t: Place) -> Form:
+    """The row of a step in DPM-Solver-v3's basis; its quantity depends on the start (see `fewstep.ems.integrals`)."""
+    ems = b.statistics
+    if ems is None:
+        raise ArgumentError(
+            "this step is in DPM-Solver-v3's basis and needs the network's statistics: give tabulate(..., statistics=) "
+            "an EMS, from EMS.compute(denoiser, data) or EMS.load(file), or use basis 'data' or 'noise'"
+        )
+    s = start.place
+    numbers = ems.move(s.lam, t.lam, len(sets) + 1)
+    form: Form = {(STATE, start.state): t.alpha / s.alpha * numbers.gain}
+    if ems.shifts:
+        form[CONSTANT, b.ones] = -t.alpha * numbers.gain * numbers.shift
+        b.shifted = True
+
+    known = dict[int, Form]()
+
+    def quantity(point: Point) -> Form:
+        if id(point) not in known:
+            growth, drift = ems.relative(s.lam, point.place.lam)
+            seen = known[id(point)] = dict[tuple[int, int], Scalar]()
+            add(seen, b.value(point, "v3"), growth)
+            if ems.shifts:
+                seen[CONSTANT, b.ones] = -drift
+        return known[id(point)]
+
+    taylor(form, step, sets, b, start, t, [-t.alpha * numbers.gain * m for m in numbers.moments], quantity)
+    b.expected.append("DPM-Solver-v3's weights, exact for their own statistics only")
+    return form
+
+
+def taylor(
+    form: Form, step: Step, sets: Active, b: Builder, start: Point, t: Place, moments: Sequence[Scalar],
+    quantity: Callable[[Point], Form],
+) -> None:  # fmt: skip
     """Add `moments[0] F(s) + sum_k c_k moments[k] sum_j w_kj (F(a_j) - F(s))`."""
-    here = b.value(start, step.basis)
-    add(form, here, numbers.moments[0])
+    here = quantity(start)
+    add(form, here, moments[0])
     origin = start.place.coordinate(step.variable)
     for k, points in enumerate(sets, 1):
-        weight = numbers.moments[k]
+        weight = moments[k]
         if k == 1 and step.scaling != "none":
             h = t.lam - start.place.lam
             rate = 1.0 + step.tau**2
-            weight = weight * scaling_factor(step.scaling, h if step.basis == "noise" else -rate * h, h)
+            # USF's code has z = +h for v3 too.
+            weight = weight * scaling_factor(step.scaling, h if step.basis in ("noise", "v3") else -rate * h, h)
         if k == 2:
             weight = weight * step.second
         offsets = [b.history[a].place.coordinate(step.variable) - origin for a in points]
@@ -54,12 +92,16 @@ def _taylor(b: Builder, form: Form, step: Step, sets: Active, start: Point, t: P
                 f"derivative {k} differences points that coincide ({points}): choose points at different times"
             )
         for a, w in zip(points, derivative_weights(k, offsets), strict=True):
-            add(form, b.value(b.history[a], step.basis), weight * w)
+            add(form, quantity(b.history[a]), weight * w)
             add(form, here, -weight * w)
 
 
 def _usable(b: Builder, step: Step, start: Point, t: Place, note: str) -> tuple[int, Step, Active, str]:
     """The order that can be used here, the step as lowered, its derivatives' active points, the note for `print`."""
+    if step.basis == "v3" and (start.place.pure or t.clean):
+        end = "begins at alpha = 0" if start.place.pure else "ends at sigma = 0"
+        step = replace(step, basis="data", order=1, active=None, scaling="none")
+        return 1, step, (), "; ".join(filter(None, (note, f"v3 lowered to DDIM: the interval {end}")))
     if step.basis == "noise" and start.place.pure:
         lowered = step.order > 1 or step.weights is not None
         why = f"order {step.order} lowered to 1: the interval begins at alpha = 0" if lowered else ""
@@ -102,10 +144,10 @@ def _infinite(p: Place, variable: str) -> bool:
 def correct(b: Builder, step: Step, t: Place, noise_term: Form) -> None:
     """Re-mix the newest state from the same starting point, now that its output is known (UniC; USF section 3.6)."""
     start = b.history[step.start - 1]
-    sets = corrector_points(step, len(b.history) - 1)
+    sets = step.corrector_points(len(b.history) - 1)
     corrector = replace(
         step, order=len(sets) + 1, active=sets, start=step.start - 1, corrector=None, scaling=step.corrector_scaling,
-        second=1.0,
+        second=1.0, corrector_active=None,
     )  # fmt: skip
     draws = b.draws
     form, note, own = mixture(b, corrector, start, t, "")
@@ -115,15 +157,3 @@ def correct(b: Builder, step: Step, t: Place, noise_term: Form) -> None:
     add(form, noise_term, 1.0)
     row = b.push_row(form, t, "; ".join(filter(None, ("corrected", note))))
     b.history[-1] = replace(b.history[-1], state=row, seen=row if step.corrector == "implicit" else b.history[-1].seen)
-
-
-def corrector_points(step: Step, available: int) -> tuple[tuple[int, ...], ...]:
-    """Active points of a corrector: the predictor's, shifted by one, and the new point -1; one derivative more."""
-    if step.corrector_order is not None:
-        older = range(step.start - 2, -available - 2, -1)
-        points = (-1, *older)[: step.corrector_order - 1]
-        return (points,) * len(points)
-    predictor = step.derivative_points(available)[: step.order - 1]
-    sets = [(*tuple(a - 1 for a in points if -a <= available), -1) for points in predictor]
-    sets = [s for k, s in enumerate(sets, 1) if len(s) >= k + 1]
-    return (*sets, sets[-1] if sets else (-1,))

@@ -99,7 +99,15 @@ def _entries(matrix: Tensor, t: Tableau, source: int) -> list[tuple[int, int, We
         places = [[i, j] for i in range(t.rows) for j in range(i * per) if source == STATE or t.evaluated[j // per]]
     else:
         places = occupied(matrix).nonzero().tolist()
-    if matrix.requires_grad or matrix.ndim > 2:
+    if matrix.requires_grad:
         return [(i, j, matrix[i, j]) for i, j in places]
+    if matrix.ndim > 2:
+        return [(i, j, _plain_if_even(matrix[i, j])) for i, j in places]
     values = matrix.tolist()
     return [(i, j, values[i][j]) for i, j in places]
+
+
+def _plain_if_even(weight: Tensor) -> Weight:
+    """A per-element weight that is the same everywhere, as a number: rows of mixed schedules often have them."""
+    first = weight.flatten()[0]
+    return first.item() if bool((weight == first).all()) else weight

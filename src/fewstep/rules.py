@@ -9,7 +9,7 @@ Points are counted backwards as in USF: -1 is the newest state, -2 the one befor
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import MISSING, asdict, dataclass, fields, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -35,6 +35,9 @@ from fewstep.steps import (
 )
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from fewstep.ems import EMS
     from fewstep.tableau import Tableau
 
 __all__ = [
@@ -52,6 +55,7 @@ class SolverSchedule:
         afs: analytical first step, which saves the first call: x0 taken as 0 ("zero"), as of unit variance ("unit":
             eps is the normalised state), or as the mean image ("mean"; give it to `tabulate`).
         model_times: `[n + 1]` what the network is told at the times, where that differs.
+        meta: what a reader wants to know beside the decisions (JSON values); no part of the sampler.
 
     Raises:
         TimesError: times that do not fall strictly, with the indices.
@@ -64,6 +68,7 @@ class SolverSchedule:
     model_times: Tensor | None = None
     name: str = ""
     citation: str = ""
+    meta: dict[str, Any] = field(default_factory=dict[str, Any])
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "times", as_float64(self.times))
@@ -87,11 +92,24 @@ class SolverSchedule:
             advance == len(values) - 1, f"{advance} moves advance along {len(values)} times; {len(values) - 1} must"
         )
 
-    def tabulate(self, noise: NoiseSchedule, *, mean: Tensor | None = None) -> Tableau:
+    def tabulate(self, noise: NoiseSchedule, *, mean: Tensor | None = None, statistics: EMS | None = None) -> Tableau:
         """The numbers of these decisions for one noise schedule; differentiable in the times."""
         from fewstep.tabulate import tabulate
 
-        return tabulate(self, noise, mean=mean)
+        return tabulate(self, noise, mean=mean, statistics=statistics)
+
+    @staticmethod
+    def from_usf(record: dict[str, Any] | str | Path, noise: NoiseSchedule | None = None) -> SolverSchedule:
+        """A solver schedule of USF's authors, from its record or its `.pth` file; see `fewstep.usf.from_usf`."""
+        from fewstep.usf import from_usf
+
+        return from_usf(record, noise)
+
+    def to_usf(self, noise: NoiseSchedule | None = None) -> dict[str, Any]:
+        """The record in the encoding of USF's authors; see `fewstep.usf.to_usf`."""
+        from fewstep.usf import to_usf
+
+        return to_usf(self, noise)
 
     def with_times(self, times: Tensor) -> SolverSchedule:
         """The same moves at other times (of the same number)."""
@@ -99,15 +117,19 @@ class SolverSchedule:
 
     def canonical(self) -> SolverSchedule:
         """Decisions that change nothing, removed: equal samplers get equal records."""
-        available, steps = 1, list[Move]()
+        # A pseudo corrector leaves a state at which the network's noise and x0 do not fit together: from there even
+        # first-order steps of two bases differ.
+        mixed, steps = [False], list[Move]()
         for k, move in enumerate(self.steps):
             if isinstance(move, Renoise):
                 steps.append(move)
+                mixed[-1] = False
                 continue
-            last = k == len(self.steps) - 1
-            steps.append(_canonical_step(move, available, last))
-            available += 1
-        return replace(self, steps=tuple(steps), name="", citation="")
+            start = mixed[move.start] if -move.start <= len(mixed) else False
+            step = _canonical_step(move, len(mixed), last=k == len(self.steps) - 1, mixed=start)
+            steps.append(step)
+            mixed.append(step.corrector == "pseudo")
+        return replace(self, steps=tuple(steps), name="", citation="", meta={})
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, SolverSchedule) and self.to_dict() == other.to_dict()
@@ -120,7 +142,7 @@ class SolverSchedule:
         record: dict[str, Any] = {"times": self.times.detach().tolist(), "steps": [_move_record(m) for m in self.steps]}
         if self.model_times is not None:
             record["model_times"] = self.model_times.detach().tolist()
-        return record | {k: v for k in ("afs", "name", "citation") if (v := getattr(self, k))}
+        return record | {k: v for k in ("afs", "name", "citation", "meta") if (v := getattr(self, k))}
 
     @staticmethod
     def from_dict(record: dict[str, Any]) -> SolverSchedule:
@@ -139,26 +161,35 @@ class SolverSchedule:
             raise FileFormatError(f"damaged solver schedule: {error!r}") from error
 
 
-def _canonical_step(step: Step, available: int, last: bool) -> Step:
+def _canonical_step(step: Step, available: int, *, last: bool, mixed: bool) -> Step:
     if step.weights is not None:
         kept = tuple(sorted((p, w) for p, w in step.weights if w != 0))
         return replace(step, weights=kept, order=1, active=None, scaling="none", second=1.0, variable="lam")
     order = min(step.order, available) if step.active is None else step.order
     step = replace(step, order=order)
-    points = step.derivative_points(available)
+    points = tuple(_sorted(p) for p in step.derivative_points(available))
     corrector = None if last else step.corrector
     changes: dict[str, Any] = {"active": points or None, "corrector": corrector}
     if order == 1:
         changes |= {"active": None, "scaling": "none"}
-        if corrector is None:
-            changes |= {"variable": "lam", "basis": step.basis if step.tau or step.kernel else "data"}
+        if corrector is None and step.basis != "v3":
+            kept = step.tau or step.kernel or mixed
+            changes |= {"variable": "lam", "basis": step.basis if kept else "data"}
     if order < 3:
         changes["second"] = 1.0
     if isinstance(step.scaling, float | int) and step.scaling == 0:
         changes["scaling"] = "none"
     if corrector is None:
-        changes |= {"corrector_order": None, "corrector_scaling": "none"}
+        changes |= {"corrector_order": None, "corrector_scaling": "none", "corrector_active": None}
+    elif step.corrector_active is not None:
+        usual = replace(step, corrector_active=None).corrector_points(available)
+        same = [*map(_sorted, usual)] == [*map(_sorted, step.corrector_active)]
+        changes["corrector_active"] = None if same else tuple(map(_sorted, step.corrector_active))
     return replace(step, **changes)
+
+
+def _sorted(points: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(sorted(points, reverse=True))
 
 
 def _move_record(move: Move) -> dict[str, Any]:
@@ -191,7 +222,7 @@ def _move_from(record: dict[str, Any]) -> Move:
     values = dict(record)
     if "node" in values:
         values["node"] = _node_from(values["node"])
-    for name in ("active", "weights"):
+    for name in ("active", "weights", "corrector_active"):
         if values.get(name) is not None:
             values[name] = tuple(tuple(p) for p in values[name])
     return Renoise(**values) if values.pop("renoise", False) else Step(**values)

@@ -70,7 +70,8 @@ class Step:
     """One move of the state. The defaults are DDIM.
 
     Attributes:
-        basis: what is expanded: the network's x0 ("data"), its noise, or its straight-path velocity.
+        basis: what is expanded: the network's x0 ("data"), its noise, its straight-path velocity, or DPM-Solver-v3's
+            mixture of x0 and state ("v3"), for which `tabulate` must be given the network's statistics.
         order: Taylor order, 1 to 4: how many terms of the expansion are kept.
         active: which points estimate each derivative, `((-2,), (-2, -3))` for the first and second; None is full order.
         scaling: factor on the first derivative (UniPC's B(h): "bh1", "bh2"), or a number r for `1 + r h`.
@@ -83,6 +84,8 @@ class Step:
         corrector: "pseudo" re-mixes the new state once its output is known, for free; "implicit" calls again there.
         corrector_order: its Taylor order; one more than the step's by default.
         corrector_scaling: as `scaling`, for a corrector of order 2.
+        corrector_active: as `active`, for the corrector, with the new state as -1; by default the step's own points and
+            the new one, and one derivative more.
         node: where to; None is the next of the schedule's times.
         noise_scale: factor on the fresh noise (1 is exact).
         second: factor on the second derivative (1/2 in DPM-Solver++(3M) as published in code).
@@ -104,13 +107,14 @@ class Step:
     node: Node | None = None
     noise_scale: float = 1.0
     second: float = 1.0
+    corrector_active: Active | None = None
 
     def __post_init__(self) -> None:
         require(self.basis in BASES, f"basis={self.basis!r}: choose one of {', '.join(BASES)}")
+        plain = not self.stochastic and self.weights is None and self.variable == "lam"
         require(
-            self.basis != "v3",
-            "basis='v3' needs the network's DPM-Solver-v3 statistics, which this version cannot compute: use 'data' or "
-            "'noise'",
+            self.basis != "v3" or plain,
+            "basis='v3' is a deterministic Taylor step in lam: leave out tau, eta, kernel, weights and variable",
         )
         require(self.variable in VARIABLES, f"variable={self.variable!r}: choose one of {', '.join(VARIABLES)}")
         require(
@@ -140,12 +144,13 @@ class Step:
                 f"active needs one set of points for each of the {self.order - 1} derivatives of order {self.order}, "
                 f"got {len(self.active)}",
             )
-            for k, points in enumerate(self.active, 1):
-                require(
-                    len(points) >= k and len(set(points)) == len(points) and self.start not in points,
-                    f"derivative {k} needs at least {k} distinct points other than the start {self.start}, got "
-                    f"{points}",
-                )
+            _require_points(self.active, self.start)
+        if self.corrector_active is not None:
+            require(
+                self.corrector is not None and self.corrector_order is None and len(self.corrector_active) > 0,
+                "corrector_active needs a corrector, no corrector_order, and points of at least one derivative",
+            )
+            _require_points(self.corrector_active, self.start - 1)
 
     @property
     def stochastic(self) -> bool:
@@ -160,6 +165,31 @@ class Step:
         older = list(range(self.start - 1, -available - 1, -1))
         points = tuple((newer + older)[: self.order - 1])
         return (points,) * len(points)
+
+    def corrector_points(self, available: int) -> Active:
+        """Active points of the corrector with `available` points before the new one, which is -1.
+
+        By default the step's own, shifted by one, and the new point; one derivative more (USF, section 3.6).
+        """
+        if self.corrector_active is not None:
+            return self.corrector_active
+        if self.corrector_order is not None:
+            older = range(self.start - 2, -available - 2, -1)
+            points = (-1, *older)[: self.corrector_order - 1]
+            return (points,) * len(points)
+        predictor = self.derivative_points(available)[: self.order - 1]
+        sets = [(*tuple(a - 1 for a in points if -a <= available), -1) for points in predictor]
+        sets = [s for k, s in enumerate(sets, 1) if len(s) >= k + 1]
+        return (*sets, sets[-1] if sets else (-1,))
+
+
+def _require_points(sets: Active, start: int) -> None:
+    for k, points in enumerate(sets, 1):
+        require(
+            len(points) >= k and len(set(points)) == len(points) and start not in points and max(points) < 0,
+            f"derivative {k} needs at least {k} distinct points other than the start {start}, counted backwards from "
+            f"-1; got {points}",
+        )
 
 
 @dataclass(frozen=True)

@@ -227,6 +227,9 @@ class Tableau:
         """A name for this sampler: of the canonical decisions where it has them, else of the numbers to ten digits."""
         if self.schedule is not None and self.noise is not None:
             record: Any = [self.schedule.canonical().to_dict(), self.noise.to_dict()]
+            # What the decisions leave open: DPM-Solver-v3's statistics, the mean image.
+            record += [self.meta["statistics"]] if "statistics" in self.meta else []
+            record += [c.double().flatten().tolist() for c in self.constants if c.ndim]
         else:
             t = self.unrolled()
             numbers = [t.times, t.model_times, t.A, t.B, t.C, t.K, *t.constants]

@@ -5,6 +5,7 @@ Written rules by which a decision is lowered because its formula has no finite l
 * no point where alpha or sigma is 0 supports a difference in lam or rho (the limit of its weight is 0);
 * a data-basis step of order 2 or more onto sigma = 0 becomes order 1 (its weights grow like log 1/sigma);
 * a noise-basis step from alpha = 0 becomes order 1 (the same as DDIM there);
+* a step in DPM-Solver-v3's basis from alpha = 0 or onto sigma = 0 becomes DDIM (its statistics end before);
 * an interval with an inner node that has no place (in lam next to an infinite end, or at sigma = 0) becomes one
   first-order step.
 """
@@ -12,6 +13,7 @@ Written rules by which a decision is lowered because its formula has no finite l
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -26,17 +28,24 @@ from fewstep.rules import Move as Decision
 from fewstep.tableau import Tableau
 from fewstep.transfer import Place, places
 
+if TYPE_CHECKING:
+    from fewstep.ems import EMS
 
-def tabulate(schedule: SolverSchedule, noise: NoiseSchedule, *, mean: Tensor | None = None) -> Tableau:
+
+def tabulate(
+    schedule: SolverSchedule, noise: NoiseSchedule, *, mean: Tensor | None = None, statistics: EMS | None = None
+) -> Tableau:
     """The table of a solver schedule for one noise schedule.
 
     Args:
         schedule: times and decisions.
         noise: alpha and sigma at the times.
         mean: the mean image, needed (and only used) by `afs="mean"`.
+        statistics: the network's, needed (and only used) by steps with `basis="v3"`; the weights are then per element.
 
     Raises:
-        ArgumentError: a support point that does not exist, two that coincide, or a missing mean image.
+        ArgumentError: a support point that does not exist, two that coincide, a missing mean image, or statistics that
+            are missing, of another noise schedule, or end before the times do.
         TableauError: times outside the range in which the noise schedule is finite.
     """
     if (schedule.afs == "mean") != (mean is not None):
@@ -45,7 +54,9 @@ def tabulate(schedule: SolverSchedule, noise: NoiseSchedule, *, mean: Tensor | N
     told: list[Scalar | None] = [None] * len(macro)
     if schedule.model_times is not None:
         told = list(schedule.model_times) if schedule.model_times.requires_grad else list(schedule.model_times.tolist())
-    b = Builder(noise, schedule.afs)
+    if statistics is not None:
+        statistics.require_noise(noise)
+    b = Builder(noise, schedule.afs, statistics)
     b.history.append(Point(macro[0], b.push_row({}, macro[0], told=told[0]), 0))
     for target, moves in enumerate(_intervals(schedule.steps), 1):
         _interval(b, moves, macro[target], told[target], last=target == len(macro) - 1)
@@ -147,12 +158,18 @@ def _finish(b: Builder, schedule: SolverSchedule, mean: Tensor | None) -> Tablea
         b.expected.append("free first step (x0 taken as 0)")
     if schedule.afs == "unit":
         b.expected.append("free first step (x0 taken as of unit variance)")
+    constants = () if mean is None else (mean,)
+    meta = dict[str, Any]()
+    if b.shifted:
+        constants += (torch.ones((), dtype=torch.float32, device="cpu"),)
+    if b.statistics is not None and any(isinstance(m, Step) and m.basis == "v3" for m in schedule.steps):
+        meta["statistics"] = b.statistics.digest
     return Tableau(
-        A=part(STATE, rows), B=part(OUTPUT, rows), C=part(NOISE, b.draws), K=part(CONSTANT, int(mean is not None)),
+        A=part(STATE, rows), B=part(OUTPUT, rows), C=part(NOISE, b.draws), K=part(CONSTANT, len(constants)),
         times=_vector([p.time for p in b.places]), model_times=_vector(b.told),
         alpha=_vector([p.alpha for p in b.places]), sigma=_vector([p.sigma for p in b.places]),
-        constants=() if mean is None else (mean,), noise=b.noise, schedule=schedule,
-        expected=tuple(dict.fromkeys(b.expected)), notes=tuple(b.notes), name=schedule.name,
+        constants=constants, noise=b.noise, schedule=schedule, expected=tuple(dict.fromkeys(b.expected)),
+        notes=tuple(b.notes), name=schedule.name, meta=meta,
     ).verify()  # fmt: skip
 
 
