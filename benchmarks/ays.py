@@ -39,12 +39,14 @@ from fewstep.inputs import Data, known_data
 from fewstep.metrics import Statistics, frechet_with_error
 from fewstep.progress import shown
 from fewstep.randomness import CalibrationSeeds, ReportSeeds, SelectionSeeds
-from fewstep.reproduce.ays_table import AysTable
+from fewstep.reproduce.ays_table import KINDS, AysTable
 from fewstep.reproduce.choosing import SOLVERS, Settings
 from fewstep.sampling import sample
 from fewstep.search.ays import to_ratios
 from fewstep.search.cache import Cache
 from fewstep.search.objective import FrechetJudge, Judge, PairedJudge, Scorer, SlicedJudge
+from fewstep.search.relatives import RELATIVES
+from fewstep.search.shortest import shortest
 from fewstep.search.teacher import Teacher, reference_schedule
 
 RESULTS = Path(__file__).parent / "results" / "ays"
@@ -58,6 +60,8 @@ TARGET_NFES = (5, 6, 8, 10)
 DEFAULTS = ("karras", "logsnr", "vp_uniform", "tangent")
 """EDM (rho 7), LogSNR, time-uniform (in the VP process's time) and tangent (c = 0.5)."""
 RHOS = (3, 5, 10, 15)
+BESIDE = {*(name.replace("_", " ") for name in RELATIVES), "least KLUB of all"}
+"""Shown beside, on one set of seeds only."""
 
 
 @cache
@@ -134,7 +138,7 @@ def table(arguments: argparse.Namespace) -> None:
     mine = set(part(SOLVERS, arguments))
     for k in range(arguments.seed_sets):
         for solver, nfe, kind in work.plan():
-            if solver in mine and nfe in arguments.nfe:
+            if solver in mine and nfe in arguments.nfe and kind in arguments.kind:
                 told(f"{solver} {nfe} {kind} {work.chooser.chosen(solver, nfe, kind).origin}, set {k}:",
                      work.score(solver, nfe, kind, k))  # fmt: skip
 
@@ -146,12 +150,16 @@ def part(items: Any, arguments: argparse.Namespace) -> list[Any]:
 
 
 def target_grids(work: AysTable, solver: str, nfe: int) -> Iterator[tuple[str, Callable[[], Tensor]]]:
-    """Times by name, those that are to be beaten first."""
+    """Times by name, those that are to be beaten first; then the relatives of AYS that need the KLUB table only."""
     noise = work.model.noise
     for name in DEFAULTS:
         yield name, partial(times.named(name), noise, nfe)
     for rho in RHOS:
         yield f"karras, rho {rho}", partial(times.karras, noise, nfe, rho=float(rho))
+    gram = work.chooser.gram
+    for name, relative in RELATIVES.items():
+        yield name.replace("_", " "), partial(relative, gram, noise, nfe)
+    yield "least KLUB of all", partial(shortest, gram, noise, nfe)
     yield "best hand-crafted", lambda: work.chooser.chosen(solver, nfe, "hand").times
     yield "AYS", lambda: work.chooser.chosen(solver, nfe, "ays").times
 
@@ -162,7 +170,8 @@ def targets(arguments: argparse.Namespace) -> None:
     for k in range(arguments.seed_sets):
         for nfe in part(TARGET_NFES, arguments):
             for name, grid in target_grids(work, "dpmpp_2m", nfe):
-                told(f"{nfe} {name}, set {k}:", work.scored("dpmpp_2m", grid(), name, k))
+                if k == 0 or name not in BESIDE:
+                    told(f"{nfe} {name}, set {k}:", work.scored("dpmpp_2m", grid(), name, k))
 
 
 # ------------------------------------------------------------------------------------------------------------- guided
@@ -335,6 +344,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=2000, help="of each seed set")
     parser.add_argument("--seed-sets", type=int, default=3)
     parser.add_argument("--nfe", type=int, nargs="+", default=Settings().nfes, help="columns of the table")
+    parser.add_argument("--kind", nargs="+", default=KINDS, help="cells of the table")
     parser.add_argument("--part", type=lambda text: tuple(map(int, text.split("/"))), default=(0, 1), metavar="K/M")
     parser.add_argument("--docs", type=Path, default=Path("docs"))
     arguments = parser.parse_args()

@@ -33,7 +33,7 @@ def test_the_whole_table_and_its_resumption(tmp_path: Path) -> None:
     first = table(tmp_path)
     first.run()
     page = first.markdown()
-    assert "..." not in page and page.count("\N{RIGHTWARDS ARROW}") == 4
+    assert "..." not in page and page.count("\N{RIGHTWARDS ARROW}") == 8
     again = table(tmp_path)
     again.run()  # all is on disk: no call is made
     assert again.model.evaluations == 0
@@ -91,6 +91,12 @@ def test_more_steps_come_from_the_hierarchy(tmp_path: Path) -> None:
 def test_ays_column_is_ays_even_where_it_would_not_be_kept(tmp_path: Path) -> None:
     choice = table(tmp_path).chooser.chosen("sde_dpmpp_2m", 4, "ays")
     assert "AYS" in choice.origin and choice.kept in (True, False)
+
+
+def test_the_papers_baseline(tmp_path: Path) -> None:
+    chooser = table(tmp_path).chooser
+    assert chooser.chosen("ddim", 4, "paper").origin == "logsnr"
+    assert chooser.chosen("sde_dpmpp_2m", 4, "paper").origin == "karras"
 
 
 def test_other_references_are_scored_too(tmp_path: Path) -> None:

@@ -125,7 +125,10 @@ class Chooser:
         self._probe = Probe(model, self.condition(range(1)))
 
     def chosen(self, solver: str, nfe: int, kind: str) -> Choice:
-        """The times of a cell; `kind` is `hand` or `ays`."""
+        """The times of a cell; `kind` is `hand`, `ays` or `paper`, the paper's own baseline."""
+        if kind == "paper":
+            name = "logsnr" if solver in solvers.DETERMINISTIC else "karras"
+            return Choice(self.hand_crafted(solver, nfe)[name], name)
         key = self._key(solver, nfe, kind)
         record = self._results.get(key)
         if record is None:
@@ -138,6 +141,8 @@ class Chooser:
 
     def known(self, solver: str, nfe: int, kind: str) -> Choice | None:
         """The choice, if it was made already."""
+        if kind == "paper":
+            return self.chosen(solver, nfe, kind)
         record = self._results.get(self._key(solver, nfe, kind))
         return None if record is None else _choice(record)
 
