@@ -17,6 +17,7 @@ for several processes.
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -208,8 +209,8 @@ def guided(arguments: argparse.Namespace) -> None:
     for weight in part(GUIDANCE, arguments):
         work = guided_table(arguments, weight)
         for k in range(arguments.seed_sets):
-            for solver, nfe, kind in work.plan():
-                told(f"guidance {weight:g}, {nfe} {kind}, set {k}:", work.score(solver, nfe, kind, k))
+            for nfe, kind in itertools.product(work.settings.nfes, ("hand", "ays")):
+                told(f"guidance {weight:g}, {nfe} {kind}, set {k}:", work.score("dpmpp_2m", nfe, kind, k))
 
 
 # ------------------------------------------------------------------------------------------------------------- judges
@@ -289,8 +290,8 @@ def data(arguments: argparse.Namespace) -> None:
     """Real data or the teacher's samples behind the KLUB."""
     work, kept = made_table(arguments), Results(RESULTS / "made" / "gap.jsonl")
     for k in range(arguments.seed_sets):
-        for solver, nfe, kind in work.plan():
-            told(f"made data, {nfe} {kind}, set {k}:", work.score(solver, nfe, kind, k))
+        for nfe in work.settings.nfes:
+            told(f"made data, {nfe}, set {k}:", work.score("dpmpp_2m", nfe, "ays", k))
     if kept.get("klub") is None:
         real, made = table_of(arguments).chooser.gram, work.chooser.gram
         noise = work.model.noise
