@@ -6,7 +6,7 @@ import time
 from typing import Protocol
 
 from fewstep.study.records import Outcome, Task
-from fewstep.study.worker import Session, Spec
+from fewstep.study.worker import Evaluate, Session, Spec
 
 
 class Pool(Protocol):
@@ -50,13 +50,14 @@ class SerialPool:
 
     Args:
         spec: how the evaluator is built; see `Session`.
+        evaluate: the evaluator, where it is there already.
     """
 
     serial = True
 
-    def __init__(self, spec: Spec) -> None:
+    def __init__(self, spec: Spec, evaluate: Evaluate | None = None) -> None:
         self.workers = 1
-        self._session = Session(spec, "this process")
+        self._session = Session(spec, "this process", evaluate)
         self._task: Task | None = None
 
     def idle(self) -> int:

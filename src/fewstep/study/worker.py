@@ -39,16 +39,17 @@ class Session:
     Args:
         spec: how it is built; errors of the factory are passed on.
         name: of the worker.
+        evaluate: the evaluator, where it is there already.
     """
 
-    def __init__(self, spec: Spec, name: str) -> None:
+    def __init__(self, spec: Spec, name: str, evaluate: Evaluate | None = None) -> None:
         self.name = name
         sys.path += [path for path in spec.get("paths", ()) if path not in sys.path]
         if spec.get("threads") is not None:
             import torch
 
             torch.set_num_threads(int(spec["threads"]))
-        self._evaluate: Evaluate = found(spec["factory"])(**spec.get("arguments", {}))
+        self._evaluate: Evaluate = evaluate or found(spec["factory"])(**spec.get("arguments", {}))
 
     def run(self, task: Mapping[str, Any]) -> dict[str, Any]:
         """One evaluation: `seconds` and a `score`, or a `cause` with its `message`."""
