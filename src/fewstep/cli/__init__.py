@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from fewstep.cli import comparing, listing, optimizing, sampling, tables
+from fewstep.cli import comparing, listing, optimizing, sampling, searching, tables
 from fewstep.cli.common import Command, examples, paragraphs
 
 app = typer.Typer(
@@ -47,6 +47,9 @@ def root(
 for module in (optimizing, sampling, comparing, tables, listing):
     for name, function, epilog in module.COMMANDS:
         app.command(name, cls=Command, epilog=epilog, help=paragraphs(function))(function)
+
+
+app.add_typer(searching.app, name="search")
 
 
 def main() -> None:
