@@ -9,16 +9,18 @@ import torch
 from torch import Tensor
 
 from benchmarks.toys_cells import FIGURES, SOLVERS, Place, Sizes, cells_of
-from benchmarks.toys_sets import MixtureToy, TrainedToy
+from benchmarks.toys_sets import SPREAD, MixtureToy, TrainedToy
 from fewstep.compare import Results
 from fewstep.files import atomic_write_bytes
+from fewstep.problems.datasets import HALF_SIDE
 from fewstep.randomness import ReportSeeds
 from fewstep.report.style import SOFT, bare, new_figure, png_of, style
 
 BINS = 50
 SHOWN = {"edm": "EDM (ρ = 7)", "logsnr": "LogSNR", "ays": "Align Your Steps"}
-MARGIN = 1.12
-"""The picture's half side, in units of the data's largest coordinate."""
+SIDE = {"grid_8x8": 25 / 21, "grid_8x4": 25 / 21, "grid_6x6": 1.25, "spirals": 1.15, "checkerboard": 1.25 * HALF_SIDE}
+"""Half the picture's side. The distance of two modes, or a square, is then a whole number of bins: all are cut in
+the same way."""
 
 
 def counts(points: Tensor, side: float) -> Tensor:
@@ -27,9 +29,8 @@ def counts(points: Tensor, side: float) -> Tensor:
     return torch.histogramdd(points.double().flip(1), bins=[edges, edges]).hist
 
 
-def histogram_figure(panels: list[tuple[str, str, Tensor]], title: str) -> Any:
+def histogram_figure(panels: list[tuple[str, str, Tensor]], title: str, side: float) -> Any:
     """Panels `(title, remark, points)` on equal axes and one colour scale: its top is the data's, the first panel's."""
-    side = MARGIN * panels[0][2].abs().quantile(0.9999).item()
     grids = [counts(points, side) / len(points) * BINS**2 for *_, points in panels]
     top = grids[0].max().item()
     with style():
@@ -62,6 +63,6 @@ def draw_all(a: MixtureToy | TrainedToy, kept: Results, sizes: Sizes, folder: Pa
         for cell in cells_of(a, kept, Place(name, solver, nfe), sizes):
             if cell.times in SHOWN and cell.tableau is not None:
                 points = a.draw(cell.tableau, seeds)
-                panels.append((SHOWN[cell.times], f"KL {a.divergence(points):.2f}", points))
-        figure = histogram_figure(panels, f"{SOLVERS[solver]}, {nfe} calls")
+                panels.append((SHOWN[cell.times], f"KL {a.divergence(points[:SPREAD]):.2f}", points))
+        figure = histogram_figure(panels, f"{SOLVERS[solver]}, {nfe} calls", SIDE[name])
         atomic_write_bytes(folder / f"toys_{name}.png", png_of(figure, dpi=110))

@@ -47,16 +47,18 @@ class Mean(NamedTuple):
     value: float
     least: float
     most: float
+    sets: int
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Mean:
         """Mean and range."""
-        return cls(sum(values) / len(values), min(values), max(values))
+        return cls(sum(values) / len(values), min(values), max(values), len(values))
 
     def __str__(self) -> str:
         if self.value == float("inf"):
             return "∞"
-        return f"{self.value:.3f} ± {(self.most - self.least) / 2:.3f}".replace("-", "−")
+        half = f" ± {(self.most - self.least) / 2:.3f}" if self.sets > 1 else ""
+        return f"{self.value:.3f}{half}".replace("-", "−")
 
 
 class Measured:
@@ -133,7 +135,8 @@ def in_words(measured: dict[str, Measured]) -> str:
         f"the paper's {' < '.join(TITLES[k] for k in theirs)}"
         for p, ours, theirs in found
     ]
-    return f"{len(found)} of nine columns disagree with the paper's order ({DIFFERS}):\n\n" + "\n".join(lines) + "\n"
+    some = "one" if len(found) == 1 else str(len(found))
+    return f"In {some} of the nine columns the order is not the paper's ({DIFFERS}):\n\n" + "\n".join(lines) + "\n"
 
 
 def score_table(m: Measured, score: str, *, floor: Mean | None = None) -> str:
