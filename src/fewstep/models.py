@@ -90,7 +90,7 @@ def load(
     elif kind == "python" and rest:
         if not (schedule is dtype is device is None):
             raise ArgumentError("noise, dtype and device of a python: model are chosen by its factory: set them there")
-        model = _from_factory(name, *rest.rpartition(":")[::2])
+        model = _from_factory(name)
     elif kind in LATER:
         raise ArgumentError(f"name={name!r}: {kind}: models come with a later release; until then give {CHOICES}")
     else:
@@ -134,7 +134,13 @@ def _noise(noise: NoiseSchedule | str | None) -> NoiseSchedule | None:
     return NOISES[noise]()
 
 
-def _from_factory(name: str, module: str, factory: str) -> Denoiser:
+def made_by(name: str) -> Any:
+    """What the function of a name `python:MODULE:FACTORY` returns.
+
+    Raises:
+        ArgumentError: no such module or function.
+    """
+    module, _, factory = name.removeprefix("python:").rpartition(":")
     if not module or not factory:
         raise ArgumentError(f"name={name!r}: write python:MODULE:FACTORY, as in python:my_package.models:make_denoiser")
     here = os.getcwd()
@@ -149,11 +155,15 @@ def _from_factory(name: str, module: str, factory: str) -> Denoiser:
     if not callable(make):
         public = [n for n in vars(found) if not n.startswith("_") and callable(getattr(found, n))]
         raise ArgumentError(f"name={name!r}: {module} has no function {factory}; it has {', '.join(public) or 'none'}")
-    model = make()
+    return make()
+
+
+def _from_factory(name: str) -> Denoiser:
+    model = made_by(name)
     if not isinstance(model, Denoiser):
         raise ArgumentError(
-            f"name={name!r}: {factory}() returned a {type(model).__name__}, not a Denoiser; wrap the network with "
-            "fewstep.from_callable"
+            f"name={name!r}: {name.rpartition(':')[2]}() returned a {type(model).__name__}, not a Denoiser; wrap the "
+            "network with fewstep.from_callable"
         )
     return model
 

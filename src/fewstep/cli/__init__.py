@@ -1,4 +1,4 @@
-"""The command line: `fewstep optimize | sample | compare | show | export | models | solvers | times`.
+"""The command line: `fewstep optimize | search | sample | compare | show | export | reproduce | models | ...`.
 
 Nothing heavy is imported before a command needs it, so that help comes at once.
 """
@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from fewstep.cli import comparing, listing, optimizing, sampling, searching, tables
+from fewstep.cli import comparing, listing, optimizing, reproducing, sampling, searching, tables
 from fewstep.cli.common import Command, examples, paragraphs
 
 app = typer.Typer(
@@ -44,7 +44,7 @@ def root(
     """Few-step sampling of diffusion and flow models: find the best sampler for your network, save it, run it."""
 
 
-for module in (optimizing, sampling, comparing, tables, listing):
+for module in (optimizing, sampling, comparing, tables, reproducing, listing):
     for name, function, epilog in module.COMMANDS:
         app.command(name, cls=Command, epilog=epilog, help=paragraphs(function))(function)
 

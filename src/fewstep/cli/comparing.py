@@ -94,13 +94,12 @@ def compare(
     store = cache or _cache_file(out)
     seeds = ReportSeeds(samples, offset)
     teacher = engine.teacher(network, cache=store.parent / "teacher") if metric == "rms" else None
-    results = engine.Results(store)
     rows: list[Row] = []
     try:
         with shown(quiet=quiet or as_json) as report:
             rows.extend(
                 engine.compare(
-                    network, cells, seeds, judge=judge, teacher=teacher, results=results, by=metric,
+                    network, cells, seeds, judge=judge, teacher=teacher, results=engine.Results(store), by=metric,
                     batch_size=batch_size, progress=report,
                 )
             )  # fmt: skip

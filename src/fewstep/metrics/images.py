@@ -20,7 +20,12 @@ ARRAY_NAMES = ("images", "arr_0", "samples", "train_images")
 
 
 def read_images(
-    path: str | Path, *, batch: int = 256, channels: int | None = None, array: str | None = None
+    path: str | Path,
+    *,
+    batch: int = 256,
+    channels: int | None = None,
+    array: str | None = None,
+    most: int | None = None,
 ) -> Iterator[Tensor]:
     """Batches of images `[b, C, H, W]`, float32 in [-1, 1], in the order of their names (of the array, for npz).
 
@@ -30,6 +35,7 @@ def read_images(
         batch: images at a time.
         channels: 1 or 3 turns pictures into grey or RGB; by default each file must be of the first one's kind.
         array: name of the array in the npz; by default `images`, `arr_0`, `samples` or `train_images`.
+        most: read only so many, evenly spread over their order (`spread`), and decode no other.
 
     Raises:
         ArgumentError: nothing there, or pictures of different sizes.
@@ -43,8 +49,19 @@ def read_images(
     if not path.exists():
         raise ArgumentError(f"path: nothing at {path}; give a folder of pictures, a zip of pictures or an npz")
     if path.suffix == ".npz":
-        return _from_npz(path, batch, array)
-    return _batches(_from_folder(path) if path.is_dir() else _from_zip(path), path, batch, channels)
+        return _from_npz(path, batch, array, most)
+    files = _files(path)
+    if most is not None:
+        wanted = frozenset(spread(sum(1 for _ in _files(path)), most))
+        files = (file for k, file in enumerate(files) if k in wanted)
+    return _batches(files, path, batch, channels)
+
+
+def spread(count: int, most: int) -> range | list[int]:
+    """`most` of the numbers from 0 to count - 1, evenly spread, or all of them where they are fewer."""
+    if most < 1:
+        raise ArgumentError(f"most={most}: give a positive number of images")
+    return range(count) if count <= most else [k * count // most for k in range(most)]
 
 
 def statistics_of_images(path: str | Path, features: Features, **reading: Any) -> Statistics:
@@ -58,6 +75,16 @@ def to_unit(pixels: Tensor) -> Tensor:
 
 
 Named = tuple[str, Callable[[], bytes]]
+
+
+def image_names(path: Path) -> list[str]:
+    """Names of the pictures of a folder (below it, with `/`) or a zip, in the order of `read_images`."""
+    inside = len(str(path)) + 1  # both kinds of names are the path, one character, and the rest
+    return [name[inside:].replace("\\", "/") for name, _ in _files(path)]
+
+
+def _files(path: Path) -> Iterator[Named]:
+    return _from_folder(path) if path.is_dir() else _from_zip(path)
 
 
 def _from_folder(path: Path) -> Iterator[Named]:
@@ -113,7 +140,7 @@ def _stack(pixels: list[np.ndarray[Any, Any]]) -> Tensor:
     return to_unit(torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2))
 
 
-def _from_npz(path: Path, batch: int, array: str | None) -> Iterator[Tensor]:
+def _from_npz(path: Path, batch: int, array: str | None, most: int | None) -> Iterator[Tensor]:
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as data:
             held = sorted(data)
@@ -129,5 +156,7 @@ def _from_npz(path: Path, batch: int, array: str | None) -> Iterator[Tensor]:
         raise ArgumentError(
             f"array {name} of {path} is {images.dtype} {images.shape}; give uint8 [N, H, W] or [N, H, W, C]"
         )
+    if most is not None:
+        images = images[spread(len(images), most)] if len(images) > most else images
     pixels = torch.from_numpy(images.reshape(*images.shape[:3], -1)).permute(0, 3, 1, 2)
     return (to_unit(part) for part in pixels.split(batch))

@@ -1,0 +1,170 @@
+"""EDM networks on the command line, and `fewstep reproduce ays-table5` from its files to its table."""
+
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from fewstep import models, times
+from fewstep.cli import app
+from fewstep.cli.reproducing import rounds
+from fewstep.errors import ArgumentError, FileFormatError
+from fewstep.reproduce.pictures import clean_images
+
+from .edm_networks import DDPMPP, TINY, randn, write_pickle
+
+CONFIG = {"class_name": "EDMPrecond"} | DDPMPP | TINY | {"img_resolution": 8, "channel_mult": [1], "label_dim": 4}
+FEATURES = """
+import torch
+def make():
+    matrix = torch.randn(192, 6, generator=torch.Generator().manual_seed(0)) / 14
+    return lambda images: images.flatten(1).float().cpu() @ matrix
+def wrong():
+    return 3
+"""
+
+
+def invoke(*args: str, code: int = 0) -> str:
+    result = CliRunner().invoke(app, list(args))
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with a network, images with labels, statistics, and a feature module."""
+    monkeypatch.chdir(tmp_path)
+    write_pickle(tmp_path / "network.pkl", CONFIG)
+    pixels = (40 * randn(96, 8, 8, 3, seed=3) + 128).clamp(0, 255).to(torch.uint8).numpy()
+    np.savez(tmp_path / "images.npz", images=pixels, labels=np.arange(96) % 4)
+    (tmp_path / "features_for_test.py").write_text(FEATURES)
+    monkeypatch.syspath_prepend(tmp_path)
+    flat = torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div(127.5).sub(1)
+    features = models.made_by("python:features_for_test:make")(flat).double()
+    np.savez(tmp_path / "stats.npz", mu=features.mean(0).numpy(), sigma=features.T.cov().numpy())
+    yield tmp_path
+    import sys
+
+    sys.modules.pop("features_for_test", None)
+
+
+FILES = ("--edm", "network.pkl", "--data", "images.npz", "--reference", "stats.npz")
+SMALL = (
+    "--images", "48", "--nfe", "2,3", "--solver", "ddim", "--paths", "16", "--levels", "8",
+    "--selection", "96", "--out", "runs", "--device", "cpu", "--quiet",
+)  # fmt: skip
+
+
+def test_the_table_from_files(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(times, "NAMES", {name: times.NAMES[name] for name in ("karras", "logsnr")})
+    command = (
+        "reproduce",
+        "ays-table5",
+        *FILES,
+        "--features",
+        "python:features_for_test:make",
+        *SMALL,
+        "--trust-pickle",
+    )
+    result: dict[str, Any] = json.loads(invoke(*command, "--json"))
+    cells = result["cells"]
+    assert {(n, kind) for n in (2, 3) for kind in ("hand", "ays")} <= {(c["nfe"], c["kind"]) for c in cells}
+    assert all(len(c["times"]) == c["nfe"] + 1 and c["scores"][0]["fd"] > 0 for c in cells)
+    table = (folder / "runs" / "table.md").read_text()
+    assert table.startswith("| solver | 2 steps | 3 steps |")
+    assert "..." not in table
+    scores = (folder / "runs" / "scores.jsonl").read_text()
+    assert invoke(*command).rstrip().endswith(table.rstrip())
+    assert (folder / "runs" / "scores.jsonl").read_text() == scores  # all kept: the second run made none
+
+
+def test_bad_files(folder: Path) -> None:
+    features = ("--features", "python:features_for_test:make")
+    for change, words in [
+        (("ays-table9", *FILES, *features), "no experiment"),
+        (("ays-table5", *FILES), "give --inception"),
+        (("ays-table5", *FILES, *features), "can carry code"),
+        (("ays-table5", *FILES, "--features", "python:features_for_test:wrong"), "returned a int"),
+        (("ays-table5", *FILES, *features, "--inception", "absent.pth"), "give --inception"),
+        (("ays-table5", *FILES[:4], "--reference", "images.npz", *features, "--trust-pickle"), "lacks mu and sigma"),
+    ]:
+        assert words in " ".join(invoke("reproduce", *change, "--out", "runs", "--device", "cpu", code=2).split())
+    np.savez(folder / "other.npz", mu=np.zeros(5), sigma=np.eye(5))
+    wrong = ("reproduce", "ays-table5", *FILES[:4], "--reference", "other.npz", *features, "--trust-pickle")
+    assert "statistics of 5 features" in " ".join(invoke(*wrong, "--device", "cpu", code=2).split())
+    assert not (folder / "runs").exists()
+
+
+def test_images_and_their_labels(folder: Path) -> None:
+    model = models.load("edm:network.pkl?trust-pickle")
+    whole = clean_images("images.npz", model, 1000)
+    assert whole.samples.shape == (96, 3, 8, 8)
+    some = clean_images("images.npz", model, 10)
+    rows = [k * 96 // 10 for k in range(10)]
+    assert torch.equal(some.samples, whole.samples[rows])
+    assert some.condition.tolist() == [k % 4 for k in rows]
+    _as_pictures(folder, whole.samples)
+    for place in ("pictures", "pictures.zip"):
+        found = clean_images(place, model, 3)
+        assert torch.equal(found.samples, whole.samples[[0, 2, 4]])
+        assert found.condition.tolist() == [0, 2, 0]
+    (folder / "pictures" / "dataset.json").write_text('{"labels": [["0/0.png", 1]]}')
+    with pytest.raises(FileFormatError, match="no label for every image"):
+        clean_images("pictures", model, 3)
+    (folder / "pictures" / "dataset.json").unlink()
+    with pytest.raises(ArgumentError, match="has no labels"):
+        clean_images("pictures", model, 3)
+    np.savez(folder / "large.npz", images=np.zeros((4, 9, 9, 3), np.uint8), labels=np.zeros(4, int))
+    with pytest.raises(ArgumentError, match=r"shape \(3, 9, 9\), the network \(3, 8, 8\)"):
+        clean_images("large.npz", model, 4)
+    with pytest.raises(ArgumentError, match="none of pictures"):
+        clean_images("images.npz", models.load("problem:gaussian"), 4)
+    np.savez(folder / "wrong.npz", images=np.zeros((4, 8, 8, 3), np.uint8), labels=np.full(4, 9))
+    with pytest.raises(FileFormatError, match="not integers from 0 to 3"):
+        clean_images("wrong.npz", model, 4)
+
+
+def _as_pictures(folder: Path, samples: torch.Tensor) -> None:
+    """Six of them as png, in a folder and a zip, with labels."""
+    from PIL import Image
+
+    labels = []
+    (folder / "pictures" / "0").mkdir(parents=True)
+    for k, image in enumerate(samples[:6]):
+        pixels = image.add(1).mul(127.5).round().to(torch.uint8).permute(1, 2, 0).numpy()
+        Image.fromarray(pixels).save(folder / "pictures" / "0" / f"{k}.png")
+        labels.append([f"0/{k}.png", k % 4])
+    (folder / "pictures" / "dataset.json").write_text(json.dumps({"labels": labels}))
+    with zipfile.ZipFile(folder / "pictures.zip", "w") as archive:
+        for file in (folder / "pictures").rglob("*.*"):
+            archive.write(file, file.relative_to(folder / "pictures").as_posix())
+
+
+def test_edm_models_on_the_command_line(folder: Path) -> None:
+    refused = invoke("sample", "edm:network.pkl", "--nfe", "2", "--solver", "ddim", "--seeds", "0-3", code=2)
+    assert "can carry code" in " ".join(refused.split())
+    trusted = ("--trust-pickle", "--nfe", "2", "--solver", "ddim")
+    invoke("sample", "edm:network.pkl", *trusted, "--seeds", "0-3", "--out", "grid.png")
+    assert (folder / "grid.png").is_file()
+    invoke("compare", "edm:network.pkl", *trusted, "--samples", "2", "--by", "rms", "--out", "compared", "--quiet")
+    poor = invoke(
+        "optimize", "edm:network.pkl", *trusted, "--max-calls", "300", "--no-around", "--out", "found", code=2
+    )
+    assert "too small a budget" in " ".join(poor.split())  # the network itself was loaded
+
+
+@pytest.mark.slow
+def test_optimize_an_edm_network(folder: Path) -> None:
+    budget = ("--method", "dmn", "--max-calls", "14000", "--no-around", "--out", "found", "--quiet")
+    invoke("optimize", "edm:network.pkl", "--trust-pickle", "--nfe", "2", "--solver", "ddim", *budget)
+    assert (folder / "found" / "schedule.json").is_file()
+
+
+def test_rounds_grow_to_the_last() -> None:
+    assert rounds(1024) == ((128, 12), (384, 4), (1024, 3))
+    assert all(images >= 48 for images, _ in rounds(96))
