@@ -297,6 +297,32 @@ def test_optimize_writes_a_schedule_a_picture_and_a_report(tmp_path, monkeypatch
     assert f"{PROBLEM} in 4 network calls" in page
 
 
+def test_optimize_for_each_solver_and_number_of_calls(tmp_path):
+    out = tmp_path / "many"
+    told = json.loads(
+        run(
+            "optimize", PROBLEM, "--nfe", "3,4", "--solver", "ddim,dpmpp_2m", "--each", "--method", "dmn", *TINY[2:],
+            "--max-calls", 70000, "--out", out, "--json",
+        ).stdout
+    )  # fmt: skip
+    folders = ["ddim-3", "dpmpp_2m-3", "ddim-4", "dpmpp_2m-4"]
+    assert sorted(row["folder"] for row in told["results"]) == sorted(folders)
+    for folder in folders:
+        assert Tableau.load(out / folder / "schedule.json").nfe == int(folder[-1])
+        assert (out / folder / "report.html").exists()
+
+
+def test_optimize_for_image_to_image(tmp_path):
+    told = json.loads(
+        run(
+            "optimize", PROBLEM, "--nfe", 3, "--start", 2.0, "--method", "dmn", *TINY, "--out", tmp_path, "--json"
+        ).stdout
+    )
+    assert told["window"]["image_to_image"]
+    assert Tableau.load(tmp_path / "schedule.json").times[0].item() == 2.0
+    assert "image-to-image" in (tmp_path / "report.html").read_text()
+
+
 @pytest.mark.slow
 def test_searches_beside_each_other_share_a_chart_and_the_commands_take_them(tmp_path):
     for nfe in (4, 5):

@@ -42,13 +42,20 @@ class Delivery:
         report: told what is going on.
     """
 
-    def __init__(self, found: Found, model: str, folder: Path, batch_size: int, report: Report) -> None:
-        from fewstep import compare
-        from fewstep.models import load
+    def __init__(
+        self, found: Found, model: str, folder: Path, batch_size: int, report: Report, cache: Path | None = None
+    ) -> None:
+        from fewstep.optimizing import prepared
 
         self.found, self.folder, self.batch_size, self.report = found, folder, batch_size, report
-        self.network = load(model)
-        self.teacher = compare.teacher(self.network, cache=folder / ".cache")
+        begun = found.window["start"] if found.window["image_to_image"] else None
+        self.ground = prepared(
+            model, "dmn", cache=cache or folder / ".cache", start=begun, end=found.window["end"], batch_size=batch_size
+        )
+        self.network = self.ground.model
+        teacher = self.ground.teacher
+        assert teacher is not None
+        self.teacher = teacher
         self.costs: list[Cost] = []
 
     def write(self, *, around: bool) -> list[Path]:
@@ -79,18 +86,25 @@ class Delivery:
 
     def _samples(self) -> dict[str, Tensor]:
         """The same seeds with each sampler; the teacher's are mostly there already."""
-        from fewstep.models import default_condition
         from fewstep.randomness import ReportSeeds
         from fewstep.report.images import is_image
         from fewstep.sampling import sample
+        from fewstep.search.ledger import Ledger
 
         # Of images as many as the teacher made for the report anyway; points cost next to nothing.
         images = max(2, min(PICTURED, int(self.found.plan.get("paired", PICTURED))) // COLUMNS) * COLUMNS
         seeds = ReportSeeds(images if is_image(self.network.shape) else POINTS)
-        condition = default_condition(self.network, seeds)
         with self._counted("picture"):
+            init = None
+            if self.found.window["image_to_image"]:
+                if self.ground.unmade:  # the search made them, and keeps them in its cache
+                    self.ground.make_data(self.found.plan["made"] or PICTURED, 0, Ledger(self.network))
+                init = self.ground.init(seeds)
+            condition = self.ground.condition(seeds)
             made = {
-                role: sample(self.network, tableau, seeds=seeds, condition=condition, batch_size=self.batch_size)
+                role: sample(
+                    self.network, tableau, seeds=seeds, init=init, condition=condition, batch_size=self.batch_size
+                )
                 for role, tableau in (("before", self.found.start), ("after", self.found.tableau))
             }
             made["teacher"] = self.teacher(seeds)
@@ -107,7 +121,8 @@ class Delivery:
             return lines(searches), judge_in_words(self.found), "Each point is a search of its own."
         metric = "fd" if self.found.selected_by.startswith("Fréchet") else "rms"
         known = self.found.selected_by in self.found.report.get("after", {})
-        if not around or (metric == "rms" and not known):
+        ordinary = not self.found.window["image_to_image"] and self.found.window["end"] == "zero"
+        if not around or not ordinary or (metric == "rms" and not known):
             return [], "", ""
         with self._counted("chart"):
             series, samples = self._around(metric)

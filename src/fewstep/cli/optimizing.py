@@ -29,14 +29,43 @@ if TYPE_CHECKING:
     from fewstep.found import Found
 
 
+Calls = Annotated[list[str], typer.Option(help="Network calls per sample of the sampler to find, one or more: 5,6,8.")]
+Solvers = Annotated[
+    list[str] | None,
+    typer.Option(help="Named solvers (`fewstep solvers`), or auto for several: they compete.", show_default="dpmpp_2m"),
+]
+Start = Annotated[
+    float | None,
+    typer.Option(
+        help="Time of the first state; below the noisiest the search is for image-to-image.",
+        show_default="the noisiest",
+    ),
+]
+Strength = Annotated[
+    float | None, typer.Option(help="Image-to-image strength instead of --start: that part of the range of times.")
+]
+Around = Annotated[
+    bool,
+    typer.Option(
+        "--around/--no-around", help="Score the hand-crafted times at other --nfe too, for the report's chart."
+    ),
+]
+
+
 @guarded
 def optimize(
     model: ModelName,
-    nfe: Annotated[int, typer.Option(help="Network calls per sample of the sampler to find.")],
+    nfe: Calls,
     method: Annotated[
         str, typer.Option(help="dmn (no network calls), ays, or auto (both, from every start).")
     ] = "auto",
-    solver: Annotated[str, typer.Option(help="A named solver (`fewstep solvers`), or auto for several.")] = "dpmpp_2m",
+    solver: Solvers = None,
+    each: Annotated[bool, typer.Option("--each", help="A result for each solver, instead of one winner.")] = False,
+    start: Start = None,
+    strength: Strength = None,
+    end: Annotated[
+        str, typer.Option(help="Where the times end: zero, min (the network's own least time) or a time.")
+    ] = "zero",
     minutes: Annotated[float | None, typer.Option(help="Time to spend; the number of calls follows from it.")] = None,
     max_calls: Annotated[
         int | None, typer.Option(help="Network calls to spend in all.", show_default="13,000 for each of --nfe")
@@ -47,12 +76,7 @@ def optimize(
     guidance: Guidance = 1.0,
     trust_pickle: TrustPickle = False,
     out: Annotated[Path | None, typer.Option(help="Folder for the results.", show_default="runs/MODEL-NFE")] = None,
-    around: Annotated[
-        bool,
-        typer.Option(
-            "--around/--no-around", help="Score the hand-crafted times at other --nfe too, for the report's chart."
-        ),
-    ] = True,
+    around: Around = True,
     batch_size: Annotated[int, typer.Option(min=1, help="Samples given to the network at once.")] = 64,
     quiet: Quiet = False,
     as_json: AsJson = False,
@@ -65,41 +89,46 @@ def optimize(
 
     Ctrl-C keeps the best so far. What cost network calls is kept in .cache beside the results, so the same command goes
     on from there, and another --nfe or --solver with the same --out shares it.
+
+    With several --nfe, or --each for several solvers, the data and the table of AYS are made once; each result has a
+    folder SOLVER-NFE of its own, and a table sums up.
     """
-    from fewstep.cli.delivery import Delivery, own_calls
-    from fewstep.optimizing import optimize as search
-    from fewstep.progress import shown
-    from fewstep.search.plan import default_calls
+    from fewstep.cli.asked import Asked
+    from fewstep.cli.common import flat
 
     name = model if guidance == 1 else with_option(model, f"guidance={guidance:g}")
     name = with_option(name, "trust-pickle") if trust_pickle else name
-    folder = out or Path("runs") / f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', model).strip('-')}-{nfe}"
-    own = own_calls(nfe, around)
-    calls = max_calls
-    if nfe >= 1 and (max_calls is not None or minutes is None):
-        calls = (default_calls(nfe) if max_calls is None else max_calls) - own
-        if calls < 1:
-            raise ArgumentError(f"--max-calls {max_calls}: the picture and the chart alone take {own}; give more calls")
+    asked = Asked(
+        name, method, objective, minutes, max_calls, start, strength, end, batch_size, around, quiet or as_json
+    )
+    nfes, names = _nfes(nfe), flat(solver) or ["dpmpp_2m"]
+    plain = re.sub(r"[^A-Za-z0-9_.-]+", "-", model).strip("-")
+    several = each or len(nfes) > 1
+    folder = out or Path("runs") / (plain if several else f"{plain}-{nfes[0]}")
     try:
-        with shown(quiet=quiet or as_json) as report:
-            found = search(
-                name, nfe, method, solver=solver, minutes=minutes, max_calls=calls, objective=objective, out=folder,
-                batch_size=batch_size, progress=report,
-            )  # fmt: skip
-            files = Delivery(found, name, folder, batch_size, report).write(around=around)
-    except ArgumentError as error:
-        if max_calls is None or f"max_calls={calls}" not in str(error):
-            raise
-        raise ArgumentError(
-            f"--max-calls {max_calls}: the picture and the chart take {own} of them, and {error}"
-        ) from None
+        if several:
+            many, text = asked.many(nfes, names, folder, each=each)
+            show(many.to_dict(), text, as_json=as_json)
+        else:
+            found, files = asked.one(nfes[0], names[0] if len(names) == 1 else names, folder)
+            show(_record(found, files), _text(found, files), as_json=as_json)
     except KeyboardInterrupt as stop:
         raise Stopped(str(stop) or f"{folder} holds what was written; start the same command again to go on") from None
-    show(_record(found, files), _text(found, files), as_json=as_json)
+
+
+def _nfes(values: Sequence[str]) -> list[int]:
+    from fewstep.cli.common import flat, whole_numbers
+
+    if flat(values) == ["0"]:
+        raise ArgumentError("--nfe 0: give the number of network calls per sample, e.g. --nfe 6")
+    return whole_numbers(values, "--nfe")
 
 
 def _record(found: Found, files: Sequence[Path]) -> dict[str, Any]:
-    keep = ("model", "nfe", "method", "solver", "origin", "start_origin", "selected_by", "selection", "report", "notes")
+    keep = (
+        "model", "nfe", "method", "solver", "origin", "start_origin", "selected_by", "selection", "report", "window",
+        "notes",
+    )  # fmt: skip
     told = found.to_dict()
     return {k: told[k] for k in keep} | {
         "digest": found.tableau.digest, "calls": found.calls, "improved": found.improved, "files": [*map(str, files)],
@@ -115,7 +144,9 @@ def _text(found: Found, files: Sequence[Path]) -> str:
     lines = [f"{judge_in_words(found)}:"] if after else []
     lines += [f"  found             {with_error(*after):<18} {found.solver}, {found.origin}"] if after else []
     lines += [f"  best hand-crafted {with_error(*before):<18} {found.solver}, {found.start_origin}"] if before else []
-    lines += [verdict(page.entries[0], page.entries[1], page.gain_error), ""]
+    lines += [verdict(page.entries[0], page.entries[1], page.gain_error)]
+    ordinary = found.window["end"] == "zero" and not found.window["image_to_image"]
+    lines += [""] if ordinary else [f"window: {found.window['words']}", ""]
     seconds = sum(stage["seconds"] for stage in found.stages)
     lines.append(f"{found.calls:,} network calls, {seconds_in_words(seconds)}")
     return "\n".join(lines + [f"  {path}" for path in files])
@@ -130,6 +161,8 @@ COMMANDS: Commands = (
             "fewstep optimize mnist --nfe 8 --solver auto --minutes 10 --out runs/mnist-8",
             "fewstep optimize problem:grid_8x8 --nfe 5 --method dmn",
             "fewstep optimize python:my_module:make_model --nfe 6 --guidance 4",
+            "fewstep optimize mnist --method ays --nfe 5,6,8,10 --solver dpmpp_2m,ddim,sde_dpmpp_2m --each",
+            "fewstep optimize mnist --nfe 5 --start 2.5",
             note="Then: fewstep sample, compare, show and export take the folder's schedule.json.",
         ),
     ),

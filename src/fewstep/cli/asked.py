@@ -1,0 +1,156 @@
+"""What `fewstep optimize` runs: one search, or several on one network, with their pictures and reports."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fewstep.errors import ArgumentError
+from fewstep.words import seconds_in_words, with_error
+
+if TYPE_CHECKING:
+    from fewstep.found import Found
+    from fewstep.many import FoundMany
+
+SUMMARY = "searches.json"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The arguments that all results share; `model` with its options."""
+
+    model: str
+    method: str
+    objective: str
+    minutes: float | None
+    max_calls: int | None
+    start: float | None
+    strength: float | None
+    end: str
+    batch_size: int
+    around: bool
+    quiet: bool
+
+    def one(self, nfe: int, solver: str | list[str], folder: Path) -> tuple[Found, list[Path]]:
+        """One search and its files."""
+        from fewstep.optimizing import optimize
+        from fewstep.progress import shown
+
+        calls, own = self._left([nfe])
+        try:
+            with shown(quiet=self.quiet) as report:
+                found = optimize(
+                    self.model, nfe, self.method, solver=solver, minutes=self.minutes, max_calls=calls, out=folder,
+                    progress=report, **self._options(),
+                )  # fmt: skip
+                return found, self._delivered(found, folder, folder / ".cache", report)
+        except ArgumentError as error:
+            raise self._named(error, calls, own) from None
+
+    def many(self, nfes: Sequence[int], solvers: Sequence[str], folder: Path, *, each: bool) -> tuple[FoundMany, str]:
+        """A result for each solver with each number of calls (without `each` the solvers compete), and a table."""
+        from fewstep.many import folder_of, optimize_many
+        from fewstep.progress import shown
+        from fewstep.search.methods import RECOMMENDED
+
+        names = list(RECOMMENDED) if each and list(solvers) == ["auto"] else list(solvers)
+        if not each and len(names) > 1:
+            raise ArgumentError("several --nfe take one --solver, or auto: add --each for a result of every solver")
+        calls, own = self._left([nfe for nfe in nfes for _ in names], default=False)
+        try:
+            with shown(quiet=self.quiet) as report:
+                found = optimize_many(
+                    self.model, nfes, names, self.method, minutes=self.minutes, max_calls=calls, out=folder,
+                    progress=report, **self._options(),
+                )  # fmt: skip
+                files = [folder / SUMMARY]
+                for (solver, nfe), result in found.results.items():
+                    place = folder / folder_of(solver, nfe)
+                    files += self._delivered(result, place, folder / ".cache", report)
+        except ArgumentError as error:
+            raise self._named(error, calls, own) from None
+        return found, summary(found, folder)
+
+    def _options(self) -> dict[str, Any]:
+        """Arguments that are the same for one search and for several."""
+        return {"objective": self.objective, "batch_size": self.batch_size, "start": self._start(), "end": self._end()}
+
+    def _start(self) -> float | None:
+        if self.strength is None:
+            return self.start
+        if self.start is not None:
+            raise ArgumentError("--start and --strength both say where to begin: give one of them")
+        from fewstep.models import load
+        from fewstep.search.window import Window
+
+        return Window.start_of(load(self.model).noise, self.strength)
+
+    def _end(self) -> Any:
+        if self.end in ("zero", "min"):
+            return self.end
+        try:
+            return float(self.end)
+        except ValueError:
+            raise ArgumentError(f"--end {self.end}: give zero, min, or a time of the network") from None
+
+    def _delivered(self, found: Found, folder: Path, cache: Path, report: Any) -> list[Path]:
+        from fewstep.cli.delivery import Delivery
+
+        return Delivery(found, self.model, folder, self.batch_size, report, cache).write(around=self.around)
+
+    def _left(self, nfes: Sequence[int], *, default: bool = True) -> tuple[int | None, int]:
+        """The calls of the search, less those of its pictures and charts; and those."""
+        from fewstep.cli.delivery import own_calls
+        from fewstep.search.plan import default_calls
+
+        own = sum(own_calls(nfe, self.around) for nfe in nfes)
+        if self.max_calls is None:
+            return (default_calls(nfes[0]) - own if default and self.minutes is None else None), own
+        if self.max_calls - own < 1:
+            raise ArgumentError(
+                f"--max-calls {self.max_calls}: the picture and the chart alone take {own}; give more calls"
+            )
+        return self.max_calls - own, own
+
+    def _named(self, error: ArgumentError, calls: int | None, own: int) -> ArgumentError:
+        """The error in the words of the command line."""
+        if self.max_calls is None or f"max_calls={calls}" not in str(error):
+            return error
+        return ArgumentError(f"--max-calls {self.max_calls}: the picture and the chart take {own} of them, and {error}")
+
+
+def summary(many: FoundMany, folder: Path) -> str:
+    """One line for each result, what was shared, and what could not be made."""
+    from fewstep.report.found import figure, judge_in_words
+
+    rows = [("solver", "calls", "found", "best hand-crafted", "times found", "folder")]
+    for (solver, nfe), found in many.results.items():
+        before, after = figure(found, "before"), figure(found, "after")
+        rows.append(
+            (
+                solver,
+                str(nfe),
+                with_error(*after) if after else "",
+                with_error(*before) if before else "",
+                found.origin,
+                f"{solver}-{nfe}",
+            )
+        )
+    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    judges = dict.fromkeys(judge_in_words(found) for found in many)
+    shared = sum(stage["calls"] for stage in many.shared)
+    seconds = sum(stage["seconds"] for stage in many.shared) + sum(s["seconds"] for f in many for s in f.stages)
+    return "\n".join(
+        [
+            *(f"{judge}, lower is better:" for judge in judges),
+            *lines,
+            *(f"left out: {text}" for text in many.skipped),
+            "",
+            f"{many.calls:,} network calls, {seconds_in_words(seconds)}; "
+            f"{shared:,} of them for what all results share, counted once",
+            f"  {folder / SUMMARY}",
+        ]
+    )
