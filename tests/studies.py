@@ -1,11 +1,8 @@
-"""Studies in small: a proposer that draws times at random, and evaluators that cost nothing."""
+"""Studies in small: a proposer that draws times at random, and what goes with it."""
 
 import math
-import os
 import random
-import time
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 from fewstep.proposals import Proposal, Trial
@@ -34,7 +31,9 @@ class Drawer:
                 parents[0].proposal.schedule.times.tolist()[1:-1] if parents else [draw.random() for _ in range(n - 1)]
             )
             inner = sorted((min(0.99, max(0.01, t + 0.05 * draw.random() - 0.02)) for t in base), reverse=True)
-            out.append(Proposal(schedule([1.0, *inner, 0.0]), f"drawn {seed % 97}", 0, tuple(t.number for t in parents)))
+            out.append(
+                Proposal(schedule([1.0, *inner, 0.0]), f"drawn {seed % 97}", 0, tuple(t.number for t in parents))
+            )
         return out
 
     def learn(self, trials: Sequence[Trial]) -> dict[str, Any]:
@@ -59,52 +58,6 @@ def measure(found: SolverSchedule) -> tuple[int, str]:
     return len(times) - 1, "-".join(f"{t:.12g}" for t in times)
 
 
-def distance(record: Mapping[str, Any], images: int) -> float:
-    """How uneven the times are, less certain with fewer images."""
-    times = record["times"]
-    n = len(times) - 1
-    uneven = sum((a - b - 1 / n) ** 2 for a, b in zip(times, times[1:], strict=False))
-    return uneven + math.sin(1e4 * sum(times) + images) / images**2
-
-
-def evaluator(pause: float = 0.0, log: str | None = None) -> Any:
-    """Sleeps, scores, and writes a line for every evaluation."""
-
-    def evaluate(record: Mapping[str, Any], images: int, fresh: bool) -> Any:
-        time.sleep(pause)
-        if log is not None:
-            with Path(log).open("a") as file:
-                file.write(f"{images} {record['times']}\n")
-        score = distance(record, images)
-        return (score * 1.1, 0.01) if fresh else score
-
-    return evaluate
-
-
-def broken_evaluator() -> Any:
-    raise RuntimeError("no network here")
-
-
-def moody_evaluator(folder: str) -> Any:
-    """Fails in one of many ways, chosen by a digit of the first time; `folder` remembers who has failed once."""
-
-    def evaluate(record: Mapping[str, Any], images: int, fresh: bool) -> Any:
-        kind = int(record["times"][1] * 1e6) % 10
-        once = Path(folder) / f"{record['times'][1]!r}"
-        if kind < 4 and not once.exists():
-            once.touch()
-            if kind == 0:
-                os._exit(7)
-            if kind == 1:
-                raise MemoryError("no memory")
-            if kind == 2:
-                raise RuntimeError("CUDA error: an illegal memory access")
-            time.sleep(60)
-        return math.nan if kind == 4 else distance(record, images)
-
-    return evaluate
-
-
 def record(**changes: Any) -> dict[str, Any]:
     base = {
         "model": "none", "objective": "evenness", "proposer": "drawer", "budget": 24, "counts": [4], "nfes": list(NFES),
@@ -114,7 +67,7 @@ def record(**changes: Any) -> dict[str, Any]:
 
 
 def spec(factory: str = "evaluator", **arguments: Any) -> dict[str, Any]:
-    return {"factory": f"tests.studies:{factory}", "arguments": arguments}
+    return {"factory": f"tests.study_evaluators:{factory}", "arguments": arguments}
 
 
 def sequence(store: Store) -> list[Any]:

@@ -1,7 +1,7 @@
 """Drivers of small studies as processes of their own, so that tests and the benchmark can end them without notice.
 
-    python -m tests.study_driver FILE --budget 40 --signal 2       one driver, which sends itself a signal
-    python -m tests.study_driver FILE --budget 40 --kills 10       drivers and workers killed at random moments
+python -m tests.study_driver FILE --budget 40 --signal 2       one driver, which sends itself a signal
+python -m tests.study_driver FILE --budget 40 --kills 10       drivers and workers killed at random moments
 """
 
 import argparse

@@ -245,10 +245,10 @@ def test_two_writers_are_told_apart_and_readers_are_welcome(tmp_path):
 
 def test_a_full_disk_is_one_clear_error_and_what_was_written_stays(tmp_path):
     path = tmp_path / "s.sqlite"
-    with Store.create(path, record(budget=400)) as store:
+    with Store.create(path, record(budget=120)) as store:
         store.tries, store.pause = 2, 0.01
         (pages,) = store._db.execute("PRAGMA page_count").fetchone()
-        store._db.execute(f"PRAGMA max_page_count = {pages + 6}")
+        store._db.execute(f"PRAGMA max_page_count = {pages + 4}")
         with pytest.raises(StudyError, match="disk is full"):
             run(store)
         before = scored(store.contents)
@@ -257,7 +257,7 @@ def test_a_full_disk_is_one_clear_error_and_what_was_written_stays(tmp_path):
         assert scored(read(path)) == before > 0
     with Store.open(path) as store:
         run(store)
-    assert scored(read(path)) == 400
+    assert scored(read(path)) == 120
 
 
 def test_a_file_that_cannot_be_written(tmp_path):
