@@ -141,8 +141,7 @@ class RayPool:
         try:
             answer: dict[str, Any] = self._ray.get(reference)
         except self._ray.exceptions.RayActorError as error:
-            lost = getattr(error, "preempted", False) or "node" in str(error).lower().replace("node_ip", "")
-            return self._replace(actor, NODE_LOST if lost else WORKER_DIED, str(error))
+            return self._replace(actor, NODE_LOST if self._node_lost(error) else WORKER_DIED, str(error))
         except self._ray.exceptions.RayError as error:
             return self._replace(actor, WORKER_DIED, str(error))
         if "failed" in answer:
@@ -158,6 +157,11 @@ class RayPool:
         if outcome.cause == DEVICE:  # after such an error nothing works any more in that process
             self._replace(actor, DEVICE, "")
         return [outcome]
+
+    def _node_lost(self, error: Any) -> bool:
+        """Whether the machine or the way to it went, and not the process alone."""
+        away = isinstance(error, self._ray.exceptions.ActorUnavailableError)
+        return away or bool(getattr(error, "preempted", False)) or "node has died" in str(error)
 
     def _overdue(self) -> list[Outcome]:
         now = time.monotonic()

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from fewstep.proposals import Trial
+if TYPE_CHECKING:  # a worker that needs no torch shall not load it
+    from fewstep.proposals import Trial
 
 WORKER_DIED = "worker died"
 NODE_LOST = "node lost"
@@ -23,6 +24,8 @@ BLAMELESS = frozenset({NODE_LOST})
 """Of these, the ones that are no attempt: the trial had no part in it."""
 ATTEMPTS = 3
 """After so many failures of its own a trial is given up."""
+LOSSES = 20
+"""After so many lost machines in one run too: it may be what brings them down."""
 
 QUEUED, RUNNING, FINISHED, FAILED = "queued", "running", "finished", "failed"
 

@@ -7,7 +7,7 @@ been: with one worker to the last bit, with several as far as the order of their
 from __future__ import annotations
 
 import hashlib
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 
 from fewstep.errors import ArgumentError, StudyError
@@ -20,16 +20,18 @@ from fewstep.study.plan import Plan
 from fewstep.study.pools import Pool
 from fewstep.study.records import (
     ATTEMPTS,
+    BLAMELESS,
     ERROR,
     FAILED,
     INVALID,
+    LOSSES,
     QUEUED,
     RETRYABLE,
     Entry,
     Key,
     Outcome,
     Task,
-)  # fmt: skip
+)
 from fewstep.study.rungs import Rungs
 from fewstep.study.store import Store, told_through
 
@@ -69,6 +71,7 @@ class Runner:
         self._running: dict[int, Task] = {}
         self._tickets = self._bugs = 0
         self._last = ""
+        self._losses: Counter[Key] = Counter()
         self._wait_for_news = False
         for evaluation in self.contents.evaluations():
             if evaluation.status == FAILED and evaluation.cause == ERROR:  # mended, perhaps, since the study stopped
@@ -239,8 +242,9 @@ class Runner:
 
     def _failed(self, outcome: Outcome, entry: Entry) -> None:
         key = outcome.task.key
-        attempts = entry.evaluations[key].attempts + 1
-        for_good = outcome.cause not in RETRYABLE or attempts >= ATTEMPTS
+        self._losses[key] += outcome.cause in BLAMELESS
+        attempts = entry.evaluations[key].attempts + (outcome.cause not in BLAMELESS)
+        for_good = outcome.cause not in RETRYABLE or attempts >= ATTEMPTS or self._losses[key] >= LOSSES
         self.store.fail(outcome, for_good=for_good)
         if not for_good:
             self._queue.appendleft(key)
