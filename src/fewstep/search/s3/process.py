@@ -21,6 +21,7 @@ WEIGHTS = (0.3, 0.6)
 """Of decisions beside errors; the likelier one is taken."""
 CALLS = 0.5
 """Weight of a doubling of the number of calls."""
+FOLDS = 5
 MOST = 500
 """Trials that a process is made of: the best and the newest ones."""
 
@@ -33,7 +34,7 @@ class ProcessModel:
         scores: lower is better; infinite ones count as the worst.
 
     Attributes:
-        unseen: `[P]` leave-one-out predictions of the trials that were used (NaN for the others).
+        unseen: `[P]` each trial's prediction from the other folds (NaN where it was not used); `fold` of the used ones.
         tau: rank correlation of these with the scores, averaged over the numbers of calls.
     """
 
@@ -49,9 +50,8 @@ class ProcessModel:
             likelihood = -0.5 * process.half @ process.half - np.log(np.diag(process.root)).sum()
             if likelihood > best:
                 best, self.weight, self.process = likelihood, weight, process
-        inverse = np.linalg.inv(self.process.root)
-        # Leaving out one point of a process: y_i - (K^-1 y)_i / (K^-1)_ii (Sundararajan & Keerthi 2001).
-        residual = (inverse.T @ self.process.half) / (inverse**2).sum(0) * self.process.scale
+        self.fold = np.random.default_rng(0).permutation(len(values)) % FOLDS
+        residual = _left_out(self.process, self.fold)
         self.unseen: Floats = np.full(len(scores), np.nan)
         self.unseen[self.used] = values - residual
         self.tau = rank_correlation(values - residual, values, known.nfe)
@@ -68,6 +68,17 @@ class ProcessModel:
         errors, decisions = self._blocks
         calls = CALLS * np.log2(f.nfe)[:, None]
         return np.concatenate([errors(f.errors), weight * decisions(_decisions(f)), calls], 1)
+
+
+def _left_out(process: Process, fold: Ints) -> Floats:
+    """`[P]` value less prediction of each trial, its fold left out: `(K^-1)_FF^-1 (K^-1 y)_F`, without a second fit."""
+    inverse = np.linalg.inv(process.root)
+    precision, pull = inverse.T @ inverse, inverse.T @ process.half
+    out = np.empty(len(fold))
+    for k in np.unique(fold):
+        rows = np.flatnonzero(fold == k)
+        out[rows] = np.linalg.solve(precision[np.ix_(rows, rows)], pull[rows])
+    return out * process.scale
 
 
 class _Block:
