@@ -28,6 +28,9 @@ def tableau_text(t: Tableau) -> str:
     if len(body) > HEAD + TAIL:
         body[HEAD:-TAIL] = [f"     ... {len(body) - HEAD - TAIL} rows more ..."]
     lines += body
+    skips = (t.schedule.meta if t.schedule is not None else {}).get("usf", {}).get("skip_coefficients")
+    if skips:
+        lines.append(f"not applied: the record's {len(skips)} skip coefficients {min(skips):.4g} to {max(skips):.4g}")
     mean, variance = t.defects()
     lines.append(
         f"identities: mean {mean.abs().max().item():.1e}, variance {variance.abs().max().item():.1e}"

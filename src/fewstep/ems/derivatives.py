@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -114,7 +115,9 @@ def derivatives(denoiser: Denoiser, condition: Any, kind: Literal["auto", "forwa
     noise = denoiser.noise
     lam = noise.lam(noise.t_min).item()
     try:
-        found.along_flow(x, torch.zeros_like(x), lam, condition)
+        with warnings.catch_warnings():  # torch's own, when forward mode is first used
+            warnings.simplefilter("ignore", DeprecationWarning)
+            found.along_flow(x, torch.zeros_like(x), lam, condition)
     except (NotImplementedError, RuntimeError) as error:
         if kind == "forward":
             raise ArgumentError(f"the network has no forward-mode derivative ({error}): use 'difference'") from error

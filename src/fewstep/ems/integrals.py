@@ -57,7 +57,10 @@ def interpolate(c: Coefficients, values: Tensor, lam: Scalar) -> Tensor:
 
 
 def exact(c: Coefficients, low: Scalar, high: Scalar, order: int) -> Span:
-    """The integrals from `low` to `high` with `order` moments, l, s and b piecewise linear; to rounding."""
+    """The integrals from `low` to `high` with `order` moments, l, s and b piecewise linear; to rounding.
+
+    With `order=0` the shift is left out too (0).
+    """
     edges = _edges(c.lams, low, high)
     starts, widths = edges[:-1], edges.diff()
     narrow = bool((widths.detach() <= NARROW).all())
@@ -74,12 +77,14 @@ def exact(c: Coefficients, low: Scalar, high: Scalar, order: int) -> Span:
         within = torch.einsum("ij,cj...->ci...", _inner(len(nodes)), rate) * panels.lift(panels.widths)
         total = torch.einsum("j,cj...->c...", weights, rate) * panels.lift(panels.widths)[:, 0]
         before = drift + torch.cat([zero[None], total.cumsum(0)])
+        linear, growth, drift = run_l.end, run_s.end, before[-1]
+        if not order:
+            continue
         factor = torch.exp(run_l.inside + run_s.inside) * panels.lift(panels.widths) * panels.lift(weights[None])
         for k in range(order):
             power = panels.lift((panels.at - low) ** k) / math.factorial(k)
             moments[k] = moments[k] + (factor * power).sum((0, 1))
         shift = shift + (factor * (before[:-1, None] + within)).sum((0, 1))
-        linear, growth, drift = run_l.end, run_s.end, before[-1]
     return Span(linear, growth, drift, moments, shift)
 
 

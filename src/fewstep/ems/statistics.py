@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -13,10 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from fewstep import noise as noise_schedules
 from fewstep.ems.integrals import Coefficients, Span, Trapezoid, exact, interpolate
-from fewstep.errors import ArgumentError, FileFormatError
-from fewstep.files import atomic_write_bytes
+from fewstep.errors import ArgumentError
 from fewstep.noise import NoiseSchedule, as_float64
 from fewstep.phi import Scalar, value
 
@@ -26,7 +23,6 @@ if TYPE_CHECKING:
     from fewstep.randomness import CalibrationSeeds
     from fewstep.search.cache import Cache, Probe
 
-FORMAT, VERSION = "fewstep.ems", 1
 GRID = 128
 Rule = Literal["exact", "nearest"]
 
@@ -107,8 +103,8 @@ class EMS:
     @staticmethod
     def constant(lams: Tensor, l: float, s: float, b: float = 0.0) -> EMS:  # noqa: E741 - the paper's letter
         """The same numbers everywhere: (1, 0) is data prediction, (0, -1) noise prediction."""
-        full = [torch.full((len(lams),), v, dtype=torch.float64, device="cpu") for v in (l, s, b)]
-        return EMS(lams, *full)
+        one = torch.ones(len(lams), dtype=torch.float64, device="cpu")
+        return EMS(lams, l * one, s * one, b * one)
 
     @staticmethod
     def from_npz(
@@ -126,21 +122,9 @@ class EMS:
         Raises:
             FileFormatError: files that are missing or hold something else.
         """
-        import numpy as np
+        from fewstep.ems import files
 
-        arrays: dict[str, Tensor] = {}
-        for file, names in (("l.npz", ("l",)), ("sb.npz", ("s", "b"))):
-            try:
-                with np.load(Path(folder) / file, allow_pickle=False) as found:
-                    arrays |= {name: torch.from_numpy(found[name].astype(np.float64)) for name in names}
-            except (OSError, KeyError, ValueError) as error:
-                raise FileFormatError(
-                    f"{Path(folder) / file} cannot be read ({error}): give the folder of DPM-Solver-v3's statistics, "
-                    "with l.npz and sb.npz"
-                ) from error
-        lams = log_snr_grid(noise, len(arrays["l"]), start=start, end=end)
-        about = {"source": "npz of DPM-Solver-v3's authors"}
-        return EMS(lams, arrays["l"], arrays["s"], arrays["b"], rule=rule, noise=noise, record=about)
+        return files.from_npz(Path(folder), noise, start, end, rule)
 
     @staticmethod
     def compute(
@@ -187,6 +171,28 @@ class EMS:
     def with_rule(self, rule: Rule) -> EMS:
         """The same statistics, integrated by another rule."""
         return replace(self, rule=rule)
+
+    def refined(self, factor: int) -> EMS:
+        """The same statistics on a grid `factor` times as fine, between the points by cubics with continuous slopes.
+
+        Integrals are of straight lines between grid points; where steps become as short as cells, their kinks cost
+        the higher orders of accuracy.
+        """
+        n = len(self.lams) - 1
+        at = torch.arange(n * factor + 1, dtype=torch.float64, device="cpu") / factor
+        j = at.long().clamp(max=n - 1)
+        u = at - j
+        grid = torch.lerp(self.lams[j], self.lams[j + 1], u)
+        width = self.lams[j + 1] - self.lams[j]
+
+        def cubic(values: Tensor) -> Tensor:
+            lift = lambda v: v.reshape(-1, *(1,) * (values.ndim - 1))  # noqa: E731
+            slopes = torch.gradient(values, spacing=(self.lams,), dim=0, edge_order=min(2, n))[0]
+            ends = lift((1 + 2 * u) * (1 - u) ** 2) * values[j] + lift(u**2 * (3 - 2 * u)) * values[j + 1]
+            bend = lift(u * (1 - u) ** 2 * width) * slopes[j] - lift(u**2 * (1 - u) * width) * slopes[j + 1]
+            return ends + bend
+
+        return replace(self, lams=grid, l=cubic(self.l), s=cubic(self.s), b=cubic(self.b))
 
     @cached_property
     def _coefficients(self) -> Coefficients:
@@ -241,12 +247,9 @@ class EMS:
 
     def save(self, path: str | Path) -> Path:
         """Write a safetensors file, float64, with a JSON record in its metadata; all or nothing."""
-        from safetensors.torch import save
+        from fewstep.ems import files
 
-        record: dict[str, Any] = {"format": FORMAT, "version": VERSION, "rule": self.rule, "digest": self.digest}
-        record |= {"noise": None if self.noise is None else self.noise.to_dict(), "about": self.record}
-        tensors = {name: getattr(self, name).contiguous() for name in ("lams", "l", "s", "b")}
-        return atomic_write_bytes(path, save(tensors, {"record": json.dumps(record)}))
+        return files.save(self, Path(path))
 
     @staticmethod
     def load(path: str | Path, denoiser: Denoiser | None = None) -> EMS:
@@ -260,20 +263,9 @@ class EMS:
             FileFormatError: a damaged, foreign or newer file.
             ArgumentError: statistics of another network, noise schedule or sample shape.
         """
-        from safetensors import SafetensorError, safe_open
+        from fewstep.ems import files
 
-        try:
-            with safe_open(path, framework="pt") as file:
-                record = json.loads((file.metadata() or {})["record"])
-                tensors = {name: file.get_tensor(name) for name in ("lams", "l", "s", "b")}
-        except (SafetensorError, KeyError, ValueError, OSError) as error:
-            raise FileFormatError(f"{path} holds no statistics ({error}): give a file of EMS.save") from error
-        if record.get("format") != FORMAT or not 1 <= int(record.get("version", 0)) <= VERSION:
-            raise FileFormatError(f"{path} is no statistics file of this version: update fewstep, or compute them anew")
-        noise = None if record["noise"] is None else noise_schedules.from_dict(record["noise"])
-        found = EMS(**tensors, rule=record["rule"], noise=noise, record=record["about"])
-        if found.digest != record["digest"]:
-            raise FileFormatError(f"{path} is damaged: its numbers are not those that were written")
+        found = files.load(Path(path))
         if denoiser is not None:
             found.require_denoiser(denoiser)
         return found

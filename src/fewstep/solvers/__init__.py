@@ -1,7 +1,8 @@
 """Published samplers, each a short sentence of decisions with its citation.
 
 `NAMES` maps a name to a function `(times, **options) -> SolverSchedule`; variants with their own names are listed too.
-`era_calibrated` stands apart: it also needs the network, on which it measures.
+`era_calibrated` stands apart: it also needs the network, on which it measures. So do those of `WITH_STATISTICS`, whose
+schedules are tabulated with the network's statistics.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from fewstep.solvers.single_step import (
     restart,
 )
 from fewstep.solvers.stochastic import er_sde, sa_solver, sde_dpmpp_1, sde_dpmpp_2m, sde_dpmpp_3m
+from fewstep.solvers.third_version import dpm_solver_v3
 
 Solver = Callable[..., SolverSchedule]
 
@@ -89,6 +91,14 @@ STOCHASTIC: dict[str, Solver] = {
 
 NAMES: dict[str, Solver] = DETERMINISTIC | STOCHASTIC
 
+WITH_STATISTICS: dict[str, Solver] = {
+    **{f"dpm_solver_v3_{o}": partial(dpm_solver_v3, order=o) for o in (1, 2, 3)},
+    "dpm_solver_v3_pseudo": partial(dpm_solver_v3, predictor_pseudo=True),
+    "dpm_solver_v3_predictor": partial(dpm_solver_v3, corrector=False),
+    "dpm_solver_v3": dpm_solver_v3,
+}
+"""Solvers that need `tabulate(..., statistics=)`; not in `NAMES`, so that sweeps can tabulate all of those."""
+
 _CALLS_PER_STEP = {
     **dict.fromkeys(
         (
@@ -113,11 +123,12 @@ def get(name: str) -> Solver:
     Raises:
         ArgumentError: no such solver; the message lists some that are near.
     """
-    if name in NAMES:
-        return NAMES[name]
+    known = NAMES | WITH_STATISTICS
+    if name in known:
+        return known[name]
     from difflib import get_close_matches
 
-    near = get_close_matches(name, NAMES, 4, 0.4) or list(DETERMINISTIC)[:8]
+    near = get_close_matches(name, known, 4, 0.4) or list(DETERMINISTIC)[:8]
     raise ArgumentError(f"there is no solver {name!r}: did you mean {', '.join(near)}? `fewstep solvers` lists all")
 
 
@@ -149,9 +160,9 @@ def _fast_calls(n: int) -> int:
 
 
 __all__ = [
-    "DETERMINISTIC", "NAMES", "STOCHASTIC", "Solver", "adams_bashforth", "calls", "ddim", "ddpm", "deis", "dpm_2",
-    "dpm_2_ancestral", "dpm_solver_1", "dpm_solver_2", "dpm_solver_3", "dpm_solver_fast", "dpmpp_1", "dpmpp_2m",
-    "dpmpp_2s", "dpmpp_2s_ancestral", "dpmpp_3m", "dpmpp_sde", "er_sde", "era_calibrated", "euler", "euler_ancestral",
-    "get", "heun", "ipndm", "lms", "pndm", "restart", "sa_solver", "sde_dpmpp_1", "sde_dpmpp_2m", "sde_dpmpp_3m",
-    "unip", "unipc",
+    "DETERMINISTIC", "NAMES", "STOCHASTIC", "WITH_STATISTICS", "Solver", "adams_bashforth", "calls", "ddim", "ddpm",
+    "deis", "dpm_2", "dpm_2_ancestral", "dpm_solver_1", "dpm_solver_2", "dpm_solver_3", "dpm_solver_fast",
+    "dpm_solver_v3", "dpmpp_1", "dpmpp_2m", "dpmpp_2s", "dpmpp_2s_ancestral", "dpmpp_3m", "dpmpp_sde", "er_sde",
+    "era_calibrated", "euler", "euler_ancestral", "get", "heun", "ipndm", "lms", "pndm", "restart", "sa_solver",
+    "sde_dpmpp_1", "sde_dpmpp_2m", "sde_dpmpp_3m", "unip", "unipc",
 ]  # fmt: skip
