@@ -9,15 +9,15 @@ The one place that joins what proposes (`search`), what evaluates (`evaluating`)
 
 from __future__ import annotations
 
-import importlib
+import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
 import fewstep
-from fewstep.errors import ArgumentError, StudyError
+from fewstep.errors import ArgumentError
 from fewstep.evaluating import Evaluator, Tabulator, function_of
 from fewstep.noise import from_dict
 from fewstep.progress import Report, silent
@@ -158,6 +158,10 @@ def start(
         StudyError: the file exists, or cannot be made.
     """
     counts = tuple(images)
+    try:
+        json.dumps(dict(options or {}))
+    except TypeError as error:
+        raise ArgumentError(f"options of the proposer: {error}; a study keeps them, so give plain data") from error
     again = 4 * max(counts, default=1) if fresh is None else fresh
     _check(nfes, budget, counts, again, winners, ask)
     arguments = {
@@ -251,9 +255,8 @@ def _proposer(name: str, **arguments: Any) -> Proposer:
     try:
         if name.startswith("python:"):
             return function_of(name)(**arguments)
-        make: Callable[..., Proposer] = importlib.import_module("fewstep.search.s3").proposer
-        return make(name, **arguments)
+        from fewstep.search.s3 import proposer
+
+        return proposer(name, **arguments)
     except TypeError as error:
         raise ArgumentError(f"proposer {name}: {error}; check its options") from error
-    except (ImportError, AttributeError) as error:
-        raise StudyError(f"proposer {name} cannot be loaded: {error}") from error

@@ -81,7 +81,9 @@ def status(contents: Contents, path: Path) -> dict[str, Any]:
         "retried": sum(e.attempts for e in evaluations if e.status != FAILED),
         "images": sum(e.key.images for e in done),
         "worker_seconds": sum(e.seconds or 0.0 for e in done),
-        "learned": [{"trials": told.trials, "seconds": told.seconds, **told.report} for told in contents.learned],
+        "learned": [
+            {"trials": told.trials, "seconds": told.seconds, **told.report} for told in contents.learned if told.report
+        ],
         "finished": bool(contents.values.get("finished", False)),
         "writer": holder(path) if held(path) else None,
         "front": front(contents),
