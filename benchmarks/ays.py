@@ -136,7 +136,7 @@ def told(what: str, found: dict[str, Any]) -> None:
 def table(arguments: argparse.Namespace) -> None:
     """Tables 5 and 6."""
     work = table_of(arguments)
-    mine = set(part(SOLVERS, arguments))
+    mine = set(part(arguments.solver, arguments))
     for k in range(arguments.seed_sets):
         for solver, nfe, kind in work.plan():
             if solver in mine and nfe in arguments.nfe and kind in arguments.kind:
@@ -345,6 +345,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=2000, help="of each seed set")
     parser.add_argument("--seed-sets", type=int, default=3)
     parser.add_argument("--nfe", type=int, nargs="+", default=Settings().nfes, help="columns of the table")
+    parser.add_argument("--solver", nargs="+", default=SOLVERS, help="rows of the table")
     parser.add_argument("--kind", nargs="+", default=KINDS, help="cells of the table")
     parser.add_argument("--part", type=lambda text: tuple(map(int, text.split("/"))), default=(0, 1), metavar="K/M")
     parser.add_argument("--docs", type=Path, default=Path("docs"))

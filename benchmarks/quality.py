@@ -2,13 +2,13 @@
 
     analytic   every deterministic solver x every hand-crafted grid on two analytic problems (a few minutes)
     screen     12 solvers x 6 grids on the digit network, 512 images of selection seeds
-    optimise   DMN's and AYS's times for the recommended solvers (calibration and selection seeds)
+    optimise   the times of DMN, AYS and `auto` for the recommended solvers (calibration and selection seeds)
     final      the best of the screen and the optimised times on fresh report seeds, several disjoint sets
     report     writes docs/quality.md and docs/quality-analytic.md from the scores
 
 At 5, 6, 8 and 10 network calls. Every score is on disk (benchmarks/results) before the next one begins and is never
 made twice; the same command goes on where it was stopped. `final` begins with what is worth most: the recommended
-solvers with hand-crafted, DMN's and AYS's times, then the ten best of the screen.
+solvers with hand-crafted times and those of DMN, AYS and `auto`, then the ten best of the screen.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ PROBLEMS = {"gaussian_8x8": 256, "grid_8x8": 2000}
 SCREEN_OFFSET = 10_000_000
 """The screen's selection seeds; the optimisers have theirs, which lie below."""
 MODEL = "mnist"
-METHODS = ("dmn", "ays")
+METHODS = ("dmn", "ays", "auto")
 CACHE = Path("runs/quality-cache")
 
 
@@ -118,7 +118,7 @@ def optimised_key(model: Denoiser, method: str, solver: str, nfe: int) -> str:
 
 
 def search(model: Denoiser, method: str, solver: str, nfe: int, max_calls: int | None) -> dict[str, Any]:
-    """Times, where they come from, and what it took: DMN's as its authors have it for pixels, AYS's within the budget
+    """Times, where they come from, and what it took: DMN's as its authors have it for pixels, others within the budget
     that `fewstep optimize` has by default. Network passes over the same data are cached between searches.
     """
     began = time.monotonic()
@@ -131,7 +131,7 @@ def search(model: Denoiser, method: str, solver: str, nfe: int, max_calls: int |
 
 
 def optimise(arguments: argparse.Namespace) -> int:
-    """Find DMN's and AYS's times, with the calls and seconds that it took."""
+    """Find the times of all methods, with the calls and seconds that it took."""
     model, _ = network()
     kept, deadline, left = store(arguments, "optimised"), Deadline(arguments.minutes), 0
     for solver in cells.RECOMMENDED:
@@ -150,7 +150,7 @@ def optimise(arguments: argparse.Namespace) -> int:
 
 
 def optimised_cells(model: Denoiser, arguments: argparse.Namespace) -> dict[tuple[str, int], list[Cell]]:
-    """By solver and number of calls, the cells with the times that DMN and AYS found."""
+    """By solver and number of calls, the cells with the times that the methods found."""
     found: dict[tuple[str, int], list[Cell]] = {}
     for (solver, nfe, method), record in optimised_records(model, arguments).items():
         where = times.check(as_float64(record["times"]), model.noise)

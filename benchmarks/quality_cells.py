@@ -35,7 +35,7 @@ SCREEN_SOLVERS = (
 )  # fmt: skip
 SCREEN_GRIDS = ("karras", "karras_append", "logsnr", "vp_uniform", "flow_shift", "cosine_logsnr")
 RECOMMENDED = ("dpmpp_2m", "unipc_3_bh2_data", "ipndm_3")
-"""Solvers that the documentation recommends, which DMN and AYS times are measured with."""
+"""Solvers that the documentation recommends, which optimised times are measured with."""
 SCREEN_IMAGES, FINAL_IMAGES, SEED_SETS, FINALISTS = 512, 5000, 3, 10
 SET_STRIDE = 1_000_000
 """Offset between seed sets: they stay disjoint whatever their sizes."""

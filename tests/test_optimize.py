@@ -216,6 +216,15 @@ def test_found_is_better_and_says_by_how_much(found: Found) -> None:
     assert found.tableau.meta["report"]["after"] == found.report["after"] and found.tableau.meta["nfe"] == 4
 
 
+def test_auto_also_takes_times_from_the_loss_curve_and_ays_does_not(found: Found) -> None:
+    entered = {c["origin"] for c in found.candidates if c["method"] == "loss"}
+    assert entered == {f"rescaled entropic, power {power}" for power in ("1", "0.85", "1.15")}
+    starts = {c["start"] for c in found.candidates if c["method"] == "ays"}
+    assert starts & entered  # AYS goes down from them too
+    plain = optimize(counted(), 3, "ays", objective=off_the_modes, max_calls=BUDGET)
+    assert not any(c["method"] == "loss" for c in plain.candidates)
+
+
 def test_the_same_twice(found: Found) -> None:
     again = optimize(counted(), 4, max_calls=2 * BUDGET).to_dict()
     first = found.to_dict()
@@ -241,7 +250,7 @@ def test_the_budget_is_honoured_exactly(method: str, objective: str, tmp_path: P
         if method == "dmn"
         else {"hand", "ays"}
         if method == "ays"
-        else {"hand", "dmn", "ays", "surrogate"}
+        else {"hand", "dmn", "loss", "ays", "surrogate"}
     )
     assert {c["method"] for c in result.candidates} == expected
 

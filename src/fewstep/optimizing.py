@@ -67,7 +67,7 @@ def optimize(
         model: the network, or a name that `fewstep.load` knows.
         nfe: network calls per sample.
         method: `dmn` (no network in the search), `ays` (its ways down from every hand-crafted grid) or `auto` (both,
-            AYS from DMN's grids too, and then the guesses of a surrogate of all scores).
+            times from the network's loss curve, AYS from all of them, and then the guesses of a surrogate).
         solver: a name of `fewstep.solvers.NAMES`, `auto` (several multistep solvers), a function
             `times -> SolverSchedule`, or a list of them, which compete; `optimize_many` gives a result for each.
         minutes: time to spend; the network's speed is measured first, so results vary with the machine.

@@ -1,6 +1,7 @@
 """The competition: who enters when, who goes on, and the finals on fresh seeds.
 
-Hand-crafted grids and DMN's enter first. Then grids on AYS's ways down, those from the best starts before the others.
+Hand-crafted grids and DMN's enter first, then those of the loss curve; then grids on AYS's ways down from all of them,
+those from the best starts before the others.
 The better ones go on to more images; the neighbours of the best on their ways enter, and then, one after the other,
 the grids that a surrogate of all scores so far expects most of. The finals compare the best three and the best
 hand-crafted grid on seeds that have chosen nothing yet.
@@ -79,6 +80,8 @@ class Competition:
             keep = int(AROUND * self.plan.rooms[0])
             sources = self._by_standing()[:2]
             for source in sources:
+                if self.method == "auto":
+                    self._enter(source.relatives(gram), self.plan.rooms[0] - keep)
                 mine = [c for c in self.race.standing() if c.solver == source.name and c.method != AYS]
                 source.descend(gram, mine)
                 left = self.plan.rooms[0] - keep - len(self.race.entries)

@@ -1,4 +1,4 @@
-"""Where candidates come from: hand-crafted grids, DMN, and the ways down of AYS, for one or more solvers."""
+"""Where candidates come from: hand-crafted grids, DMN, the loss curve, and AYS's ways down, for one or more solvers."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from fewstep.rules import SolverSchedule
 from fewstep.search.ays import DIRECT, Descent, Snapshot, descents, to_ratios, to_times
 from fewstep.search.dmn import dmn_times
 from fewstep.search.klub import Gram
+from fewstep.search.relatives import rescaled_entropic
 from fewstep.search.select import Candidate
 from fewstep.search.surrogate import Array, propose
 from fewstep.search.window import Window
@@ -27,7 +28,9 @@ RECOMMENDED = ("dpmpp_2m", "unipc", "ipndm", "dpmpp_3m")
 """What `solver="auto"` tries: multistep solvers, one network call a step, each the best of its family somewhere."""
 DMN_OPTIONS: tuple[dict[str, Any], ...] = ({"p": 1.0}, {"p": 2.0}, {"p": 1.0, "order": 2}, {"p": 1.0, "truncation": 0})
 """The authors' two exponents come first; `auto` takes only those."""
-HAND, DMN, AYS, GUESS = "hand", "dmn", "ays", "surrogate"
+POWERS = (1.0, 0.85, 1.15)
+"""Of the rescaled entropic times that `auto` enters: the paper's, and around it."""
+HAND, DMN, LOSS, AYS, GUESS = "hand", "dmn", "loss", "ays", "surrogate"
 
 MANY, COARSE = 14, 10
 """From so many steps on AYS also takes the paper's way: grids of ten steps go down, and are refined to the number
@@ -93,6 +96,12 @@ class Source:
             ends = {"start": self.window.start, "end": self.window.end}
             grid = dmn_times(self.noise, self.steps, **ends, **options)
             yield from _some(self.candidate(grid, DMN, f"DMN, {said}", **options))
+
+    def relatives(self, gram: Gram) -> Iterator[Candidate]:
+        """Times from the network's own denoising loss, which the KLUB table holds."""
+        for power in POWERS:
+            grid = rescaled_entropic(gram, self.noise, self.steps, power=power, **self.window.ends)
+            yield from _some(self.candidate(grid, LOSS, f"rescaled entropic, power {power:g}", power=power))
 
     def descend(self, gram: Gram, starts: Sequence[Candidate]) -> None:
         """Compute the ways down from these candidates, the best first; with many steps also those of the hierarchy."""
