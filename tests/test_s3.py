@@ -184,6 +184,14 @@ def test_a_surrogate_that_knows_nothing_is_not_followed():
     assert len(following) == 6 and not any(p.origin.startswith("guided") for p in following)
 
 
+def test_options_may_be_plain_data():
+    record = {"generations": 4, "children": 40, "kept": 20, "training": {"epochs": 3}}
+    plain = {"rates": {"cross": 0.1}, "guidance": record}
+    _, search = strategy("s3", **plain)
+    assert search.rates.cross == 0.1 and search.rates.time == 0.3
+    assert search.guidance == replace(QUICK, training=Training(epochs=3))
+
+
 def test_infinite_and_failed_trials_are_survived():
     problem, search = strategy("s3", guidance=QUICK, limit=14)
     trials = finish(problem, search.propose([], 14, 0))

@@ -74,6 +74,12 @@ class Guidance:
         if not 0 <= self.share <= 1:
             raise ArgumentError(f"share={self.share}: give a part between 0 and 1")
 
+    @staticmethod
+    def of(record: dict[str, Any]) -> Guidance:
+        """From plain data, as a study keeps it."""
+        training = {"training": Training(**record["training"])} if "training" in record else {}
+        return Guidance(**(record | training))
+
 
 class S3(Evolution):
     """The multi-stage search; all numbers of calls share one surrogate.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from fewstep.errors import ArgumentError
@@ -25,7 +26,7 @@ def proposer(
     noise: NoiseSchedule,
     nfes: Sequence[int],
     seed: int,
-    rates: Rates | str | None = None,
+    rates: Rates | str | dict[str, Any] | None = None,
     limit: int = LIMIT,
     **options: Any,
 ) -> Proposer:
@@ -39,12 +40,13 @@ def proposer(
         rates: of mutation and crossover, or the name of a released configuration.
         limit: size of the initial population for each number of calls.
         options: of `Space` (bases, afs, ends, clean, ..); `guidance` (a `Guidance`) for "s3"; `mode` ("mutations" or
-            "uniform") for "random".
+            "uniform") for "random". A study keeps options as plain data, so `rates` and `guidance` may be records of
+            their fields.
 
     Raises:
         ArgumentError: an unknown name or option; a space without schedules.
     """
-    chosen = released(rates) if isinstance(rates, str) else rates or default_rates(noise)
+    chosen = _rates(rates, noise)
     inside: dict[str, Any] = {"ends": chosen.ends if _fits(noise, chosen) else None}
     inside |= {k: options.pop(k) for k in SPACE if k in options}
     space = Space(noise, tuple(nfes), **inside)
@@ -59,7 +61,15 @@ def proposer(
         raise ArgumentError(
             f"unknown options {', '.join(unknown)} for {name!r}: it takes {', '.join([*SPACE, *known])}"
         )
+    if isinstance(options.get("guidance"), dict):
+        options["guidance"] = Guidance.of(options["guidance"])
     return strategy(space, chosen, limit=limit, seed=seed, **options)
+
+
+def _rates(rates: Rates | str | dict[str, Any] | None, noise: NoiseSchedule) -> Rates:
+    if isinstance(rates, dict):
+        return replace(default_rates(noise), **rates)
+    return released(rates) if isinstance(rates, str) else rates or default_rates(noise)
 
 
 def _fits(noise: NoiseSchedule, rates: Rates) -> bool:
