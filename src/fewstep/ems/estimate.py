@@ -8,7 +8,9 @@ With `y = x / alpha` and the network's x0 = D, at one log-SNR and over the data 
 * s and b by least squares of f' on f, for each element: `s = cov(f, f') / var(f)`, `b = E f' - s E f`.
 
 Since f is linear in y and D, the means and covariances of y, D and D' are all that is kept of a grid point; l' comes
-from the neighbouring points. Sums are formed sample by sample in float64, so that they do not depend on the batches.
+from the neighbouring points. An |s| above one over the cell is cut there, and b fits the cut one: the grid cannot
+resolve such a growth, which is an error of l' in an f that hardly varies. Sums are formed sample by sample in float64,
+so that they do not depend on the batches.
 """
 
 from __future__ import annotations
@@ -219,7 +221,8 @@ def _solve(
         ends = (-slope[k] - rest, rest, -1.0)
         cov = sum(c * (rest * p[0, i] - p[1, i]) for i, c in enumerate(ends)) / level.n
         flat = var <= FLAT * (mean_f**2 + var) + ROUNDING * terms
-        growth[k] = torch.where(flat, 0.0, cov / torch.where(flat, 1.0, var))
+        steep = 1.0 / grid.diff()[max(k - 1, 0) : k + 1].max()
+        growth[k] = torch.where(flat, 0.0, cov / torch.where(flat, 1.0, var)).clamp(-steep, steep)
         drift[k] = mean_f1 - growth[k] * mean_f
     record = {"fingerprint": denoiser.fingerprint, "samples": samples, "probes": probes, "derivative": kind.name}
     return EMS(grid, linear, growth, drift, noise=denoiser.noise, record=record)
