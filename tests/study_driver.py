@@ -5,6 +5,7 @@ python -m tests.study_driver FILE --budget 40 --kills 10       drivers and worke
 """
 
 import argparse
+import contextlib
 import os
 import random
 import signal
@@ -40,10 +41,8 @@ def drive(path: Path, budget: int, pause: float, workers: int, log: str | None) 
 
 
 def kill(process: int) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.kill(process, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
 
 
 def children(process: int) -> list[int]:

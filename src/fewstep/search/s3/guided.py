@@ -77,8 +77,10 @@ class Guidance:
     @staticmethod
     def of(record: dict[str, Any]) -> Guidance:
         """From plain data, as a study keeps it."""
-        training = {"training": Training(**record["training"])} if "training" in record else {}
-        return Guidance(**(record | training))
+        options: dict[str, Any] = dict(record)
+        if "training" in options:
+            options["training"] = Training(**options["training"])
+        return Guidance(**options)
 
 
 class S3(Evolution):
