@@ -199,7 +199,10 @@ def guided_table(arguments: argparse.Namespace, weight: float) -> AysTable:
         ]
         Statistics.of(torch.cat(rows).double()).save(path)
     judge = replace(digits_judge(), reference=Statistics.load(path), name=f"teacher at guidance {weight:g}")
-    chosen = settings(arguments, solvers=("dpmpp_2m",), nfes=(5, 10), starts=2, per_start=5, confirmed=500, images=1000)
+    chosen = settings(
+        arguments, solvers=("dpmpp_2m",), nfes=(5, 10), per_start=3, rounds=((64, 0.25), (256, 0.0)), finals=400,
+        images=500,
+    )  # fmt: skip
     return AysTable(model, judge, digits_data(), RESULTS / f"guided-{weight:g}", chosen, cache=CACHE)
 
 

@@ -53,7 +53,8 @@ class Band(NamedTuple):
         return Band(statistics.mean(kept), min(kept), max(kept))
 
     def __str__(self) -> str:
-        return f"{self.mean:.3f} ({self.low:.3f}\N{EN DASH}{self.high:.3f})"
+        spread = f"{self.low:.3f}\N{EN DASH}{self.high:.3f}" if self.low < self.high else "one set"
+        return f"{self.mean:.3f} ({spread})"
 
 
 def row(cells: Sequence[object]) -> str:

@@ -8,9 +8,6 @@ import threading
 import time
 from typing import Any
 
-import ray
-from ray.cluster_utils import Cluster
-
 from fewstep.study.ray_pool import RayPool
 from fewstep.study.records import NODE_LOST, WORKER_DIED, Outcome
 from fewstep.study.runner import Runner
@@ -33,6 +30,9 @@ class Watched(RayPool):
 
 
 def main() -> None:
+    import ray
+    from ray.cluster_utils import Cluster
+
     cluster: Any = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
     second: Any = cluster.add_node(num_cpus=2)
     ray.init(address=cluster.address, log_to_driver=False, logging_level="error")

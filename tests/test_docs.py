@@ -19,7 +19,13 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(r"^```(\w+)[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)#\s]+)(?:#[^)]*)?\)")
 # What a page shows in minutes, a test runs in seconds; nothing else is changed.
-SHORTER = {"minutes=5": "max_calls=25_000", "minutes=1)": "max_calls=30_000)", "seeds=range(64)": "seeds=range(8)"}
+SHORTER = {
+    "minutes=5": "max_calls=25_000",
+    "minutes=1)": "max_calls=30_000)",
+    "seeds=range(64)": "seeds=range(8)",
+    '"mnist", nfes=range(4, 11), budget=400': '"problem:gaussian", nfes=[3], budget=24, images=[16]',
+    "Workers(2)": "Workers(1)",
+}
 
 
 def blocks(page: Path, language: str) -> list[str]:

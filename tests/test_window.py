@@ -70,7 +70,7 @@ def test_strength_is_a_part_of_the_training_time() -> None:
         ({"teacher_calls": 0}, "nothing judges without a teacher.*give judge="),
         ({"teacher_calls": 0, "objective": off_the_modes}, "no clean data.*give data="),
     ],
-    ids=str,
+    ids=range(10),
 )
 def test_ends_are_refused_before_any_work(options: dict, said: str) -> None:
     inner = counted()

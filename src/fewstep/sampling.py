@@ -186,6 +186,8 @@ def sample(
             done.append(run(lo, min(lo + size, n)))
             lo += size
         except DenoiserError as error:
+            if not error.rows:
+                raise
             raise _with_seeds(error, seeds, lo) from error
         except (torch.OutOfMemoryError, MemoryError) as error:
             if size == 1:
@@ -198,8 +200,6 @@ def sample(
 
 def _with_seeds(error: DenoiserError, seeds: Sequence[int] | None, lo: int) -> DenoiserError:
     """The error with the samples that it is about, counted over the whole call, and their seeds."""
-    if not error.rows:
-        return error
     samples = tuple(lo + row for row in error.rows)
     about = f"samples {', '.join(map(str, samples[:8]))}"
     if seeds is not None:

@@ -77,7 +77,9 @@ def cause_of(error: BaseException) -> str:
     if isinstance(error, InvalidSchedule):
         return INVALID
     inner: BaseException | None = error
-    while inner is not None:
+    seen: set[int] = set()
+    while inner is not None and id(inner) not in seen:  # user code may well make an error its own cause
+        seen.add(id(inner))
         if isinstance(inner, MemoryError) or type(inner).__name__ == "OutOfMemoryError":
             return MEMORY
         if isinstance(inner, RuntimeError) and any(word in str(inner) for word in ("CUDA error", "CUBLAS", "CUDNN")):
