@@ -5,9 +5,10 @@ It needs the package optuna (`pip install fewstep[tpe]`), which nothing else her
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -15,9 +16,6 @@ from fewstep.errors import ArgumentError
 from fewstep.proposals import Proposal, Trial
 from fewstep.search.s3.evolution import Evolution
 from fewstep.search.s3.genes import AFS, BASES, Floats, Genes, empty
-
-if TYPE_CHECKING:
-    from optuna.distributions import BaseDistribution
 
 WORST = 1e3
 
@@ -64,11 +62,11 @@ class TPE(Evolution):
                 return genes
         return None
 
-    def _distributions(self, nfe: int) -> dict[str, BaseDistribution]:
+    def _distributions(self, nfe: int) -> dict[str, Any]:
         d = _optuna().distributions
         categories = d.CategoricalDistribution
         names = [a or "none" for a in self.space.afs]
-        out: dict[str, BaseDistribution] = {"afs": categories(names), "end": d.FloatDistribution(0.0, 1.0)}
+        out: dict[str, Any] = {"afs": categories(names), "end": d.FloatDistribution(0.0, 1.0)}
         for i in range(nfe + 1):
             out |= {
                 f"gap{i}": d.FloatDistribution(-4.0, 4.0), f"order{i}": d.IntDistribution(1, self.space.orders),
@@ -120,7 +118,7 @@ class TPE(Evolution):
 
 def _optuna() -> Any:
     try:
-        import optuna
+        optuna: Any = importlib.import_module("optuna")  # optional: type checkers need not have it
     except ImportError as error:
         raise ArgumentError("the proposer 'tpe' needs the package optuna: pip install fewstep[tpe]") from error
     optuna.logging.set_verbosity(optuna.logging.ERROR)
