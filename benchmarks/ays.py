@@ -31,7 +31,7 @@ from torch import Tensor
 
 from benchmarks import ays_page as page
 from benchmarks.network import draw
-from benchmarks.quality_cells import in_bfloat16
+from benchmarks.quality_cells import quick
 from fewstep import models, solvers, times
 from fewstep.compare import Results
 from fewstep.denoiser import Denoiser
@@ -68,7 +68,7 @@ BESIDE = {*(name.replace("_", " ") for name in RELATIVES), "least KLUB of all"}
 @cache
 def network(guidance: float = 1.0) -> Denoiser:
     """The digit network in bfloat16."""
-    return in_bfloat16(models.load("mnist", guidance=guidance))
+    return quick(models.load("mnist", guidance=guidance))
 
 
 def digits_judge() -> models.Judge:
