@@ -1,16 +1,16 @@
-"""Align Your Steps on the digit network: `python -m benchmarks.ays teachers|table|targets|guided|judges|data|report`.
+"""Align Your Steps on the digit network: `python -m benchmarks.ays teachers|table|targets|guided|data|report`.
 
     teachers   10,000 samples of two 50-call teachers (ODE, SDE): the sets that few-step samples are compared with
     table      the paper's Tables 5 and 6: seven solvers x {best hand-crafted, AYS} x 5, 10, 20, 30 steps
     targets    DPM-Solver++(2M) at 5, 6, 8, 10: AYS beside EDM, LogSNR, time-uniform and tangent times at their default
                parameters, and EDM's for other rho
-    judges     what stops the descent: each judge's choice, and what the other judges say of it
     guided     guidance 1, 3, 5, 7, each against its own teacher's samples
     data       the KLUB from real data and from the teacher's samples
     report     writes docs/ays-results.md
 
 Every score is on disk (benchmarks/results/ays) before the next one begins; the same command goes on where it was
-stopped. The network's U-Net computes in bfloat16, compiled. `--part K/M` takes every M-th solver (or guidance) only,
+stopped. The network is compiled, and in bfloat16 where the processor has it. The judges that may stop the descent
+are compared by `benchmarks.ays_judges`. `--part K/M` takes every M-th solver (or guidance) only,
 for several processes.
 """
 
@@ -19,7 +19,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
@@ -39,16 +39,13 @@ from fewstep.files import atomic_write_text
 from fewstep.inputs import Data, known_data
 from fewstep.metrics import Statistics, frechet_with_error
 from fewstep.progress import shown
-from fewstep.randomness import CalibrationSeeds, ReportSeeds, SelectionSeeds
+from fewstep.randomness import CalibrationSeeds
 from fewstep.reproduce.ays_table import KINDS, AysTable
 from fewstep.reproduce.choosing import SOLVERS, Settings
 from fewstep.sampling import sample
 from fewstep.search.ays import to_ratios
-from fewstep.search.cache import Cache
-from fewstep.search.objective import FrechetJudge, Judge, PairedJudge, Scorer, SlicedJudge
 from fewstep.search.relatives import RELATIVES
 from fewstep.search.shortest import shortest
-from fewstep.search.teacher import Teacher, reference_schedule
 
 RESULTS = Path(__file__).parent / "results" / "ays"
 RUNS = Path("runs")
@@ -67,7 +64,7 @@ BESIDE = {*(name.replace("_", " ") for name in RELATIVES), "least KLUB of all"}
 
 @cache
 def network(guidance: float = 1.0) -> Denoiser:
-    """The digit network in bfloat16."""
+    """The digit network, as fast as the machine computes it."""
     return quick(models.load("mnist", guidance=guidance))
 
 
@@ -216,57 +213,6 @@ def guided(arguments: argparse.Namespace) -> None:
                 told(f"guidance {weight:g}, {nfe} {kind}, set {k}:", work.score("dpmpp_2m", nfe, kind, k))
 
 
-# ------------------------------------------------------------------------------------------------------------- judges
-JUDGED = (("ddim", 5), ("dpmpp_2m", 5), ("ddim", 10), ("dpmpp_2m", 10))
-JUDGING_IMAGES, PAIRED_IMAGES, SLICED_IMAGES = 384, 256, 2000
-PAIRED = "paired L2 to the teacher"
-JUDGES = ("FD to the data", "FD to the teacher's set", "sliced Wasserstein to the teacher's set, pixels", PAIRED)
-
-
-def judging(work: AysTable, seeds: Sequence[int], names: Sequence[str]) -> Scorer:
-    """Scores of samples by all judges of these names."""
-    model = work.model
-    reference = reference_schedule(model.noise).tabulate(model.noise)
-    taught = Teacher(model, reference, condition=work.chooser.condition, cache=CACHE, batch_size=250)
-    images = teacher_drawn("ODE teacher")["images"][:SLICED_IMAGES].float() / 127.5 - 1
-    known: dict[str, Callable[[], Judge]] = {
-        JUDGES[0]: lambda: FrechetJudge(work.judge.features, work.judge.reference),
-        JUDGES[1]: lambda: FrechetJudge(work.judge.features, teacher_statistics("ODE teacher")),
-        JUDGES[2]: lambda: SlicedJudge(images, JUDGES[2]),
-        PAIRED: lambda: PairedJudge(taught, seeds),
-    }
-    made = [known[name]() for name in names]
-    return Scorer(model, made, seeds, condition=work.chooser.condition, cache=Cache(CACHE), batch_size=250)
-
-
-def candidates(work: AysTable, solver: str, nfe: int) -> dict[str, Tensor]:
-    """Every hand-crafted grid, and some snapshots of the ways down from them."""
-    found = work.chooser.hand_crafted(solver, nfe)
-    return found | {name: snapshot.times for name, snapshot in work.chooser.snapshots(solver, nfe).items()}
-
-
-def judges(arguments: argparse.Namespace) -> None:
-    """What each judge chooses, and what the choice scores by all of them on fresh seeds."""
-    work, kept = table_of(arguments), Results(RESULTS / "judges.jsonl")
-    seeds = SelectionSeeds(JUDGING_IMAGES)
-    fresh = ReportSeeds(PAIRED_IMAGES, OFFSET)
-    for solver, nfe in part(JUDGED, arguments):
-        grids = candidates(work, solver, nfe)
-        scorer = judging(work, seeds, JUDGES)
-        tables = {name: work.chooser.tableau(solver, grid) for name, grid in grids.items()}
-        rows = {name: scorer.rows(tableau, JUDGING_IMAGES) for name, tableau in tables.items()}
-        for k, judge in enumerate(JUDGES):
-            scores = {name: scorer.judges[k].score(row[k]) for name, row in rows.items()}
-            best = min(scores, key=lambda name: scores[name])
-            key = f"{solver}, {nfe}, {judge}"
-            if kept.get(key) is None:
-                found = [work.scored(solver, grids[best], best, j) for j in range(arguments.seed_sets)]
-                paired = judging(work, fresh, (PAIRED,)).score(tables[best], PAIRED_IMAGES)
-                mean = {name: statistics.mean(f[name] for f in found) for name in found[0]}
-                kept.add(key, {"times": best, "selection": scores[best], "paired": paired, **mean})
-            told(key, kept.get(key) or {})
-
-
 # --------------------------------------------------------------------------------------------------------------- data
 MADE = 512
 
@@ -328,7 +274,7 @@ def report(arguments: argparse.Namespace) -> None:
             page.targets_text(wide, TARGET_NFES, lambda nfe: grids[nfe], found, teacher),
             page.solvers_text(work),
             page.choices_text(work),
-            page.judges_text(Results(RESULTS / "judges.jsonl"), JUDGED, JUDGES),
+            page.judging_text(RESULTS / "judging.json"),
             page.guided_text({w: guided_table(arguments, w) for w in GUIDANCE if guided_path(w).exists()}),
             page.data_text(work, made_table(arguments), Results(RESULTS / "made" / "gap.jsonl").get("klub")),
         ]
@@ -342,7 +288,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.ays", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    phases = {f.__name__: f for f in (teachers, table, targets, judges, guided, data, report)}
+    phases = {f.__name__: f for f in (teachers, table, targets, guided, data, report)}
     parser.add_argument("phase", choices=list(phases))
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--images", type=int, default=2000, help="of each seed set")
