@@ -62,10 +62,14 @@ BESIDE = {*(name.replace("_", " ") for name in RELATIVES), "least KLUB of all"}
 """Shown beside, on one set of seeds only."""
 
 
+device = "cpu"
+"""Where the network runs; `--device` sets it."""
+
+
 @cache
 def network(guidance: float = 1.0) -> Denoiser:
     """The digit network, as fast as the machine computes it."""
-    return quick(models.load("mnist", guidance=guidance))
+    return quick(models.load("mnist", guidance=guidance, device=device))
 
 
 def digits_judge() -> models.Judge:
@@ -291,6 +295,7 @@ def main() -> None:
     phases = {f.__name__: f for f in (teachers, table, targets, guided, data, report)}
     parser.add_argument("phase", choices=list(phases))
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu", help="of the network, as cuda; scores begun elsewhere go on there")
     parser.add_argument("--images", type=int, default=2000, help="of each seed set")
     parser.add_argument("--seed-sets", type=int, default=3)
     parser.add_argument("--nfe", type=int, nargs="+", default=Settings().nfes, help="columns of the table")
@@ -300,6 +305,8 @@ def main() -> None:
     parser.add_argument("--docs", type=Path, default=Path("docs"))
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    global device
+    device = arguments.device
     phases[arguments.phase](arguments)
 
 
