@@ -50,7 +50,7 @@ SWEEPS = (1, 2, 4)
 BLOCK, OFFSET = 250, 60_000_000
 """Images of a block; the seeds are away from all others here."""
 TEACHER = "teacher"
-CHOOSING, DRAWS = (64, 128, 256), 200
+CHOOSING, DRAWS = (64, 256), 60
 """Images that a judge chooses on, and how often."""
 
 Rows = dict[str, Tensor]

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fewstep import inputs, models
 from fewstep.errors import ArgumentError, DenoiserError
-from fewstep.judging import Objective, checked_objective, selection_judge
+from fewstep.judging import Objective, checked_objective, selection_judge, taught
 from fewstep.metrics.statistics import Estimate
 from fewstep.noise import NoiseSchedule
 from fewstep.progress import Report, silent
@@ -116,11 +116,11 @@ class Evaluator:
         self.model, self.name = models.load(model, guidance=guidance), model
         known = inputs.judge_of(self.model)
         function = function_of(objective) if objective.startswith("python:") else objective
-        self.objective: Objective = checked_objective(function, known, teacher_calls)
+        self.objective: Objective = checked_objective(function, known, teacher_calls, staged=False)
         self.tabulate = Tabulator(self.model.noise, model, guidance)
         self.selection, self.report = SelectionSeeds(images, offset), ReportSeeds(max(images, fresh), offset)
         self._batch, self._condition = batch_size, inputs.condition_of(self.model, None)
-        self.teacher = self._teacher(teacher_calls, cache) if self.objective == "teacher" else None
+        self.teacher = self._teacher(teacher_calls, cache) if taught(self.objective) else None
         # Ranges: whether a seed is known is asked for every image.
         self._judges = {
             fresh: _Strict(selection_judge(self.objective, known, self.teacher, range(seeds[0], seeds[0] + len(seeds))))

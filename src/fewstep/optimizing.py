@@ -73,9 +73,10 @@ def optimize(
         minutes: time to spend; the network's speed is measured first, so results vary with the machine.
         max_calls: network calls to spend at most, everything included (one image through the network once is one call);
             13,000 for each of `nfe`, between 80,000 and 150,000, when neither is given.
-        objective: what selects, lower is better: `frechet` (needs a judge), `teacher` (RMS distance to a 60-call run
-            from the same noise), a function `images [B, *shape] -> [B]`; `auto` is frechet where features are known,
-            else teacher.
+        objective: what selects, lower is better: `matched` (distance of the samples, as a set, to a 60-call run's of
+            the same noise), `frechet` (to the data; needs a judge), `teacher` (RMS distance to the 60-call run, sample
+            by sample), or a function `images [B, *shape] -> [B]`. `auto` is matched; where features are known, the
+            finals are decided by frechet.
         judge: features and reference statistics, for networks that the package does not know.
         data: clean samples `[N, *shape]` in the network's units for the KLUB table, with `data_condition`; by default
             what ships with the network, else samples that the teacher makes.

@@ -10,7 +10,7 @@ import torch
 
 import fewstep
 from fewstep.found import Found
-from fewstep.judging import report_judges, selection_judge
+from fewstep.judging import STAGED, finals_judge, report_judges, selection_judge, taught
 from fewstep.progress import Event
 from fewstep.randomness import ReportSeeds, SelectionSeeds
 from fewstep.search.cache import digest
@@ -55,13 +55,15 @@ class Work:
             self.notes.append(f"Image-to-image: the samples start from {data.note}, taken by seed.")
         offset = ground.seeds.selection.offset if ground.seeds.selection else 0
         race, fresh = SelectionSeeds(p.counts[-1], offset), SelectionSeeds(p.fresh, offset + p.counts[-1])
-        self.judge = selection_judge(ground.objective, ground.known, ground.teacher, [*race, *fresh])
+        known = [*race, *fresh] if p.taught > 1 else [*race]
+        judge = selection_judge(ground.objective, ground.known, ground.teacher, known)
+        self.judge = finals_judge(ground.objective, ground.known, judge)
         if p.taught and ground.teacher is not None:
             with self.ledger.stage("teacher of the selection", p.stages["teacher of the selection"]):
-                ground.teacher([*race, *fresh], ground.progress)
+                ground.teacher(known, ground.progress)
         competition = self.competition = Competition(
             self.sources,
-            ground.scorer([self.judge], race),
+            ground.scorer([judge], race),
             ground.scorer([self.judge], fresh),
             p,
             ground.method,
@@ -75,7 +77,7 @@ class Work:
             competition.descend(ground.table(p.paths, p.levels, p.stages["KLUB table"], self.ledger))
         competition.conclude()
         winner, start, final = competition.finals()
-        final |= {"judge": self.judge.name, "seeds": repr(fresh)}
+        final |= {"judge": self.judge.name, "race": judge.name, "seeds": repr(fresh)}
         found = self._found(winner, start, final, self._figures(p, winner, start))
         if self.out is not None:
             found.save_all(self.out)
@@ -123,14 +125,14 @@ class Work:
             method=ground.method,
             solvers=len(self.sources),
             made=made,
-            taught=ground.objective == "teacher",
+            taught=taught(ground.objective),
             most_paths=4096 if ground.data is None else len(ground.data.samples),
             paths=ground.seeds.paths,
             selection=len(ground.seeds.selection) if ground.seeds.selection else None,
             report=len(ground.seeds.report) if ground.seeds.report else None,
             table=table,
             checked=checked,
-            fewest=FEWEST if ground.objective == "frechet" else 0,
+            fewest=FEWEST if ground.objective in ("frechet", STAGED) else 0,
         )
 
     def _figures(self, p: Plan, winner: Candidate, start: Candidate) -> dict[str, Any]:

@@ -71,7 +71,11 @@ def optimize(
         int | None, typer.Option(help="Network calls to spend in all.", show_default="13,000 for each of --nfe")
     ] = None,
     objective: Annotated[
-        str, typer.Option(help="What selects: frechet, teacher, or auto (frechet where features are known).")
+        str,
+        typer.Option(
+            help="What selects: matched (distance to the teacher's samples of the same seeds, as sets), frechet (to "
+            "the data), teacher (sample by sample), or auto (matched; where features are known, frechet in the finals)."
+        ),
     ] = "auto",
     guidance: Guidance = 1.0,
     trust_pickle: TrustPickle = False,

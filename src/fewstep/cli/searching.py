@@ -71,7 +71,10 @@ def start(
     budget: Annotated[int, typer.Option(min=1, help="Schedules to be evaluated in all.")] = 400,
     proposer: Annotated[str, typer.Option(help="s3, evolution, random, tpe, or python:MODULE:FUNCTION.")] = "s3",
     objective: Annotated[
-        str, typer.Option(help="frechet, teacher, auto, or python:MODULE:FUNCTION (images -> [B], lower is better).")
+        str,
+        typer.Option(
+            help="frechet, matched, teacher, auto, or python:MODULE:FUNCTION (images -> [B], lower is better)."
+        ),
     ] = "auto",
     images: Annotated[
         list[str] | None,
