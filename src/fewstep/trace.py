@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,8 +20,7 @@ from fewstep.noise import EDM, Discrete, Flow, NoiseSchedule
 from fewstep.probe import Host, Weights, probe
 from fewstep.script import Script
 from fewstep.tableau import Tableau
-
-Prediction = Literal["x0", "epsilon", "v", "flow"]
+from fewstep.told import Prediction, at_model_times
 
 
 @dataclass(frozen=True)
@@ -222,7 +221,7 @@ def _tableau(source: _Source, weights: Weights, at_model_time: bool) -> Tableau:
     model_times = times.clone()
     model_times[len(times) - size : -1] = torch.tensor(told, dtype=torch.float64, device="cpu")
     if at_model_time:
-        a, b = _at_model_times(source, a, b, times, model_times, alpha, sigma)
+        a, b = at_model_times(source.noise, source.prediction, a, b, times, model_times, alpha, sigma)
     shifted = bool((k != 0).any())
     evaluated = (False,) * (len(times) - size) + (True,) * (size - 1) + (False,)
     table = Tableau(
@@ -262,25 +261,6 @@ def _frame(noise: NoiseSchedule, levels: Tensor) -> tuple[Tensor, Tensor, Tensor
     gain = (alpha + sigma) / levels.sum(1)
     gain = torch.where((gain - 1).abs() < 1e-7, torch.ones_like(gain), gain)  # the host's own frame, up to its rounding
     return times, gain, alpha, sigma
-
-
-def _at_model_times(
-    source: _Source, a: Tensor, b: Tensor, times: Tensor, told: Tensor, alpha: Tensor, sigma: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Outputs as x0 at the time told: `D_t = p x + q D_told` by what the network predicts, which gives entries of A."""
-    if source.prediction == "x0":
-        return a, b
-    moved = ((told - times).abs() > 1e-6 * times.abs().clamp_min(1e-3)) & (sigma > 0)
-    if not moved.any():
-        return a, b
-    there, noisy = source.noise.alpha(told), source.noise.sigma(told)
-    q = sigma / noisy
-    if source.prediction == "epsilon":
-        p, q = (1 - q) / alpha, q * there / alpha
-    else:  # velocities: x0 = alpha x - sigma v on the circle, x - sigma u on straight paths
-        p = alpha - q * there if source.prediction == "v" else 1 - q
-    p, q = torch.where(moved, p, torch.zeros_like(p)), torch.where(moved, q, torch.ones_like(q))
-    return a + (b * p).tril(-1), b * q
 
 
 def _expecting(table: Tableau, tolerance: float) -> Tableau:
