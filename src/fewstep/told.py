@@ -1,7 +1,7 @@
 """Networks that are told another time than their state's: what that does to a table.
 
-A host that rounds times hands its network the state of time t with the word "t'". A `Denoiser` at t' takes its input for
-a state of t', so the x0 that the host forms at t is a mix of the state and of that answer: entries of A and B.
+A host that rounds times hands its network the state of time t with the word "t'". A `Denoiser` at t' takes its input
+for a state of t', so the x0 that the host forms at t is a mix of the state and of that answer: entries of A and B.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ Icon = ""
 
 README = """# fewstep schedules for ComfyUI
 
-Put this folder into `ComfyUI/custom_nodes` and start ComfyUI again. Two nodes appear under *sampling > custom_sampling*:
+Put this folder into `ComfyUI/custom_nodes` and start ComfyUI again. Under *sampling > custom_sampling* appear:
 
 - **fewstep sigmas** (schedulers): the noise levels of a schedule;
 - **fewstep sampler** (samplers): the sampler that belongs to them, exactly as it was found, with all its weights.

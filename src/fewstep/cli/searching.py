@@ -18,6 +18,7 @@ from fewstep.cli.common import (
     examples,
     flat,
     guarded,
+    options_of,
     paragraphs,
     show,
     whole_numbers,
@@ -206,20 +207,6 @@ def ranges(values: list[str], option: str) -> list[int]:
             raise ArgumentError(f"{option} {text}: write 5, 4-10 or 5,8")
         found += range(int(ends[0]), int(ends[1]) + 1)
     return sorted(set(found))
-
-
-def options_of(values: list[str] | None) -> dict[str, Any]:
-    """`NAME=VALUE` pairs; values are read as JSON where they are, else as text."""
-    found: dict[str, Any] = {}
-    for text in values or ():
-        name, equals, value = text.partition("=")
-        if not name or not equals:
-            raise ArgumentError(f"--option {text}: write NAME=VALUE")
-        try:
-            found[name] = json.loads(value)
-        except ValueError:
-            found[name] = value
-    return found
 
 
 def _status_text(told: dict[str, Any]) -> str:
