@@ -109,6 +109,28 @@ def read_config(place: str | Path) -> dict[str, Any]:
     return record
 
 
+def scheduler_of(name: str, config: Mapping[str, Any]) -> Any:
+    """The scheduler of a class name and its configuration; entries that the class does not know stay in it.
+
+    Raises:
+        ArgumentError: diffusers cannot be imported, or has no such class.
+    """
+    return _scheduler_class(name).from_config(dict(config))
+
+
+def pipeline_of(place: str | Path) -> str:
+    """Class of the pipeline whose folder this is, or whose scheduler's; "" where there is none."""
+    path = Path(place)
+    for folder in (path, path.parent, path.parent.parent):
+        index = folder / "model_index.json"
+        if index.is_file():
+            try:
+                return str(json.loads(index.read_text(encoding="utf-8")).get("_class_name", ""))
+            except (OSError, ValueError, AttributeError) as error:
+                raise ArgumentError(f"{index} cannot be read as JSON ({error}): download it again") from error
+    return ""
+
+
 def _traced_scheduler(
     cls: Any, steps: int | None, given: dict[str, Any], config: str | Path | None, noise: NoiseSchedule | None
 ) -> Tableau:

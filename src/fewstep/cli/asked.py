@@ -36,10 +36,9 @@ class Asked:
 
     def one(self, nfe: int, solver: str | list[str], folder: Path) -> tuple[Found, list[Path]]:
         """One search and its files."""
+        from fewstep.cli.common import load_table
         from fewstep.optimizing import optimize
         from fewstep.progress import shown
-
-        from fewstep.cli.common import load_table
 
         given = None if self.source is None else load_table(self.source)
         calls, own = self._left([nfe])

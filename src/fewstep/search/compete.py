@@ -18,7 +18,7 @@ from fewstep.errors import DenoiserError
 from fewstep.progress import Event, Report
 from fewstep.search.klub import Gram
 from fewstep.search.ledger import Ledger
-from fewstep.search.methods import AYS, GIVEN, HAND, Source, entered
+from fewstep.search.methods import AYS, HAND, Source, entered
 from fewstep.search.objective import Scorer
 from fewstep.search.plan import AROUND, FINALISTS, Plan
 from fewstep.search.select import Candidate, Race, finite

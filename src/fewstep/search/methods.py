@@ -246,7 +246,7 @@ def respread(window: Window, table: Tableau, steps: int) -> Tensor:
             own.append(t)
     inner = [t for t in own[1:-1] if window.last < t < window.first]
     grid = torch.tensor([window.first, *inner, window.last], dtype=torch.float64, device="cpu")
-    return grid if len(grid) == steps + 1 else times.resample(noise, grid, steps)
+    return grid if len(grid) == steps + 1 else times.resample(grid, steps, noise)
 
 
 def entered(window: Window, table: Tableau, nfe: int) -> Candidate:
