@@ -101,7 +101,9 @@ def _read(record: Any) -> _Table:
         raise _fail(f"it is no {FORMAT!r}")
     version = record.get("version")
     if isinstance(version, bool) or not isinstance(version, int) or not 1 <= version <= VERSION:
-        raise ValueError(f"fewstep record of version {str(version)[:20]}; this file reads up to {VERSION}: update fewstep")
+        raise ValueError(
+            f"fewstep record of version {str(version)[:20]}; this file reads up to {VERSION}: update fewstep"
+        )
     rows, points = (_part(record, name, (list, tuple), "the record") for name in ("rows", "points"))
     if not rows or len(points) != len(rows) + 1:
         raise _fail(f"{len(rows)} rows and {len(points)} points do not fit together")
@@ -119,7 +121,9 @@ def _read(record: Any) -> _Table:
     }
     times = [_number(_part(p, "time", (int, float), f"point {i}"), f"point {i}") for i, p in enumerate(points[:-1])]
     made_for = dict(_part(record, "made_for", Mapping, "the record"))
-    return _Table(times, levels["alpha"], levels["sigma"], _number(record.get("start"), "start"), read, starts, made_for)
+    return _Table(
+        times, levels["alpha"], levels["sigma"], _number(record.get("start"), "start"), read, starts, made_for
+    )
 
 
 # --------------------------------------------------------------------------------------------- from rows to steps
@@ -219,14 +223,16 @@ def _refuse_mismatch(made_for: Mapping[str, Any], family: str, config: Any, bar:
 
 def _described(config: Mapping[str, Any]) -> dict[str, Any]:
     """What another scheduler's configuration says of the network: its family and what it predicts."""
-    name, kind = str(config.get("_class_name", "")), config.get("prediction_type", "epsilon")
     if config.get("invert_sigmas"):
         raise ValueError("invert_sigmas=True: time runs the other way in this pipeline, which tables do not support")
-    if name.startswith(("FlowMatch", "LTXEuler")) or config.get("use_flow_sigmas") or kind == "flow_prediction":
+    kind, diffusion = config.get("prediction_type") or "epsilon", "beta_schedule" in config or "beta_start" in config
+    if config.get("use_flow_sigmas") or kind == "flow_prediction" or ("shift" in config and not diffusion):
         return {"family": "flow", "prediction_type": "flow_prediction"}
-    if name.startswith(("EDM", "CosineDPM")):
-        return {"family": "edm", "prediction_type": kind}
-    return {"family": "continuous" if config.get("timestep_type") == "continuous" else "vp", "prediction_type": kind}
+    if config.get("timestep_type") == "continuous":
+        return {"family": "continuous", "prediction_type": kind}
+    if not diffusion and "sigma_data" not in config:
+        raise ValueError("this scheduler's configuration has neither betas nor a shift nor sigma_data: say family=")
+    return {"family": "vp" if diffusion else "edm", "prediction_type": kind}
 
 
 def _records(tableau: Any, config: Mapping[str, Any]) -> list[Any]:
@@ -239,7 +245,9 @@ def _records(tableau: Any, config: Mapping[str, Any]) -> list[Any]:
     try:
         from fewstep.adapters.diffusers_record import records
     except ImportError as error:
-        raise ImportError("tables that are not part of a saved scheduler yet need fewstep: pip install fewstep") from error
+        raise ImportError(
+            "tables that are not part of a saved scheduler yet need fewstep: pip install fewstep"
+        ) from error
     return records(several, config)
 
 
@@ -253,6 +261,8 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
             rescale_betas_zero_snr: of the network, as in diffusers' own schedulers. They do not change the table; a
             table that was made for others is refused.
         family: "vp", "flow", "edm" or "continuous" (SVD); `from_config` finds it out.
+        boundary_ratio: of a pipeline with two experts (Wan 2.2: `pipe.config.boundary_ratio`). A table that was made for
+            other sides of it is refused.
 
     Raises:
         ValueError: a damaged table, one of another model, or one that a pipeline cannot run; says why.
@@ -273,6 +283,7 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
         trained_betas: Any = None,
         rescale_betas_zero_snr: bool = False,
         family: str | None = None,
+        boundary_ratio: float | None = None,
     ) -> None:
         records = _records(tableau, self.config)
         tables = [_read(record) for record in records]
@@ -283,6 +294,7 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
         bar = _alphas_cumprod(self.config) if family == "vp" else None
         for table in tables:
             _refuse_mismatch(table.made_for, family, self.config, bar)
+            self.check_experts(boundary_ratio, table)
         self._tables = {len(table.rows): table for table in tables}
         if len(self._tables) != len(tables):
             raise ValueError("two tables have the same number of calls: a scheduler chooses among its tables by it")
@@ -295,7 +307,7 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
     def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
         """A scheduler for the network that another scheduler's config describes; see `ConfigMixin.from_config`."""
         known = {name: value for name, value in dict(config).items() if name != "_use_default_values"}
-        if known.get("_class_name") != cls.__name__:
+        if "family" not in {*known, *kwargs}:  # another scheduler's
             known |= _described(known)
         if "tableau" in kwargs:
             kwargs["tableau"] = _records(kwargs["tableau"], {**known, **kwargs})
@@ -331,7 +343,9 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
             )
         self._use(table, device)
         for asked, own, unit in ((sigmas, self.sigmas[:-1], 1.0), (timesteps, self._times, self._trained)):
-            if asked is not None and not self._usual(np.asarray(torch.as_tensor(asked).cpu(), float) / unit, np.asarray(own) / unit):
+            if asked is not None and not self._usual(
+                np.asarray(torch.as_tensor(asked).cpu(), float) / unit, np.asarray(own) / unit
+            ):
                 raise ValueError(
                     "custom timesteps= or sigmas= cannot change a table, whose weights belong to its times: leave them "
                     "out, or make a table for them"
@@ -348,8 +362,12 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
     def _use(self, table: _Table, device: Any) -> None:
         self._table, self._times, self.num_inference_steps = table, table.times, len(table.rows)
         whole = self.config.family == "vp" and all(t == int(t) for t in table.times)
-        self.timesteps = torch.tensor(table.times, dtype=torch.int64 if whole else torch.float32, device=device or "cpu")
-        levels = [s if self.config.family == "flow" else s / a if a else math.inf for a, s in zip(table.alpha, table.sigma)]
+        self.timesteps = torch.tensor(
+            table.times, dtype=torch.int64 if whole else torch.float32, device=device or "cpu"
+        )
+        levels = [
+            s if self.config.family == "flow" else s / a if a else math.inf for a, s in zip(table.alpha, table.sigma)
+        ]
         self.sigmas = torch.tensor(levels, dtype=torch.float32, device="cpu")
         self.init_noise_sigma = table.start
         self._begin_index: int | None = None
@@ -378,10 +396,26 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
     def _planned(self, begin: int) -> tuple[Any, ...]:
         n = len(self._table.rows)
         if not 0 <= begin < n:
-            raise ValueError(f"begin_index={begin}: this table makes {n} calls; image-to-image needs strength >= {1 / n:.3g}")
+            raise ValueError(
+                f"begin_index={begin}: this table makes {n} calls; image-to-image needs strength >= {1 / n:.3g}"
+            )
         if (n, begin) not in self._plans:
             self._plans[n, begin] = (None,) * begin + _steps(self._table, begin)
         return self._plans[n, begin]
+
+    def check_experts(self, boundary_ratio: float | None, table: Any = None) -> None:
+        """Refuse a boundary between two experts that puts a network call on another side than it was made for."""
+        for one in self._tables.values() if table is None else [table]:
+            made = one.made_for.get("boundary_ratio")
+            if made is None or boundary_ratio is None:
+                continue
+            # The pipeline compares float32 times.
+            sides = [[np.float32(t) >= ratio * self._trained for t in one.times] for ratio in (made, boundary_ratio)]
+            if sides[0] != sides[1]:
+                raise ValueError(
+                    f"the table was made for boundary_ratio={made}, where {sum(sides[0])} of {len(one.times)} calls are the "
+                    f"high-noise expert's; with {boundary_ratio} it is {sum(sides[1])}: make a table for this model"
+                )
 
     def strength(self, calls: int) -> float:
         """The `strength` with which an image-to-image pipeline makes this many of the table's calls."""
@@ -446,7 +480,9 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
         """The call that a run begins with."""
         shape = self._table.made_for.get("shape")
         if shape is not None and list(shape) != list(sample.shape[1:]):
-            logger.warning(f"this table was optimised for latents of shape {shape}, and runs on {list(sample.shape[1:])}")
+            logger.warning(
+                f"this table was optimised for latents of shape {list(shape)}, and runs on {list(sample.shape[1:])}"
+            )
         if self._begin_index is None:
             begin = 0 if torch.compiler.is_compiling() else self._index(timestep)
             self._plan = self._planned(begin)
@@ -469,7 +505,9 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
         """Networks that learn variances give them as further channels."""
         if model_output.ndim > 1 and model_output.shape[1] == 2 * sample.shape[1]:
             return model_output[:, : sample.shape[1]]
-        raise ValueError(f"the network's output {tuple(model_output.shape)} does not fit the state {tuple(sample.shape)}")
+        raise ValueError(
+            f"the network's output {tuple(model_output.shape)} does not fit the state {tuple(sample.shape)}"
+        )
 
     @staticmethod
     def _noised(new: torch.Tensor, noise: Any, shift: float, generator: Any) -> torch.Tensor:
@@ -491,7 +529,9 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
             return bar.sqrt(), (1 - bar).sqrt()
         if self.config.family == "flow":
             return 1 - t / self._trained, t / self._trained
-        raise ValueError("add_noise outside a run is for variance-preserving and flow models: call set_begin_index first")
+        raise ValueError(
+            "add_noise outside a run is for variance-preserving and flow models: call set_begin_index first"
+        )
 
     def add_noise(self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         """`alpha x0 + sigma noise` at the run's present call, or at any timesteps `[B]` outside a run (training)."""
