@@ -42,7 +42,6 @@ CANNOT: Mapping[str, str] = {
     "TextToVideoZero": "it moves between times by the scheduler's betas",
     "ScoreSdeVe": "it calls step_pred and step_correct",
     "AudioDiffusion": "it inverts audio by DDIM's formulas",
-    "Kandinsky3": "it chooses DDPM's variance by itself",
 }
 """Pipelines that need a scheduler class of their own, by the beginning of their names, and why."""
 

@@ -97,11 +97,13 @@ def meanings(table: Tableau, host: Host) -> list[Meaning]:
     for t in calls:
         told, scale, skip, gain = own.at(t)
         told = float(told) * (host.trained / 1000 if host.family == "flow" else 1.0)
-        if not -1e-6 <= told <= (host.trained if host.family == "flow" else host.trained - 1) + 1e-6:
+        last = host.trained if host.family == "flow" else host.trained - 1
+        if not -NEAR <= told / last <= 1 + NEAR:
             raise ArgumentError(
-                f"the table calls the network at timestep {told:.6g}, outside its training range 0 to {host.trained - 1}: "
-                "make a table for this model's noise schedule"
+                f"the table calls the network at timestep {told:.6g}, outside its training range 0 to {last}: make a "
+                "table for this model's noise schedule"
             )
+        told = min(max(told, 0.0), float(last))  # a host's float32 levels end a little beyond
         told = round(told) if abs(told - round(told)) < 1e-9 * max(1.0, abs(told)) else told
         found.append(Meaning(float(told), 1.0 if scale is None else float(scale), float(skip), float(gain)))
     return found
@@ -112,8 +114,8 @@ def _continuous(alpha: float, sigma: float, host: Host) -> Meaning:
     level = sigma / alpha
     if not host.noise.t_min * (1 - 1e-6) <= level <= host.noise.t_max * (1 + 1e-6):
         raise ArgumentError(
-            f"the table calls the network at noise level {level:.6g}, outside {host.noise.t_min:g} to {host.noise.t_max:g}: "
-            "make a table for this model's range"
+            f"the table calls the network at noise level {level:.6g}, outside {host.noise.t_min:g} to "
+            f"{host.noise.t_max:g}: make a table for this model's range"
         )
     told = math.log(level) / 4
     if host.family == "continuous":
@@ -139,7 +141,8 @@ def _require_same_noise(noise: NoiseSchedule, host: Host) -> None:
     mine, theirs = len(noise.alphas_cumprod), len(host.noise.alphas_cumprod)
     if mine != theirs:
         raise ArgumentError(
-            f"the table was made for {mine} training steps, this model has num_train_timesteps={theirs}: use a table of it"
+            f"the table was made for {mine} training steps, this model has num_train_timesteps={theirs}: use a table "
+            "of this model"
         )
     angle = lambda bar: math.atan2(math.sqrt(1 - bar), math.sqrt(bar))  # noqa: E731
     for index in spread(mine):

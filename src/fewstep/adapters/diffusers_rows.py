@@ -95,8 +95,8 @@ def _from_first_state(forms: list[Form]) -> list[Form]:
         share = form.pop((START, 0), 0.0)
         if (share and (draws or (SHIFT, 0) in first or not weight)) or draws & set(form):
             raise ArgumentError(
-                "later rows of this table read the start or its noise past a random first step, which a pipeline cannot "
-                "repeat: use a table without one"
+                "later rows of this table read the start or its noise past a random first step, which a pipeline "
+                "cannot repeat: use a table without one"
             )
         if share:
             _add(form, {(STATE, 0): 1.0}, share / weight)

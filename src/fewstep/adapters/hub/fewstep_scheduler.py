@@ -179,7 +179,7 @@ def _kept(j: int, wanted: list[tuple[int, float, float]]) -> list[tuple[int, flo
 
 
 def _alphas_cumprod(config: Any) -> torch.Tensor:
-    """diffusers' table of a variance-preserving schedule, in float64."""
+    """The table of a variance-preserving noise schedule as diffusers makes it, in float64."""
     n, kind = config["num_train_timesteps"], config["beta_schedule"]
     first, last = config["beta_start"], config["beta_end"]
     if config["trained_betas"] is not None:
@@ -225,6 +225,10 @@ def _described(config: Mapping[str, Any]) -> dict[str, Any]:
     """What another scheduler's configuration says of the network: its family and what it predicts."""
     if config.get("invert_sigmas"):
         raise ValueError("invert_sigmas=True: time runs the other way in this pipeline, which tables do not support")
+    if config.get("clip_sample") or config.get("thresholding"):
+        logger.warning(
+            "the replaced scheduler clips the network's x0 (clip_sample, thresholding), which no table can do"
+        )
     kind, diffusion = config.get("prediction_type") or "epsilon", "beta_schedule" in config or "beta_start" in config
     if config.get("use_flow_sigmas") or kind == "flow_prediction" or ("shift" in config and not diffusion):
         return {"family": "flow", "prediction_type": "flow_prediction"}
@@ -261,14 +265,14 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
             rescale_betas_zero_snr: of the network, as in diffusers' own schedulers. They do not change the table; a
             table that was made for others is refused.
         family: "vp", "flow", "edm" or "continuous" (SVD); `from_config` finds it out.
-        boundary_ratio: of a pipeline with two experts (Wan 2.2: `pipe.config.boundary_ratio`). A table that was made for
-            other sides of it is refused.
+        boundary_ratio: of a pipeline with two experts (Wan 2.2: `pipe.config.boundary_ratio`). A table whose calls
+            were on other sides of it is refused.
 
     Raises:
         ValueError: a damaged table, one of another model, or one that a pipeline cannot run; says why.
     """
 
-    _compatibles = [e.name for e in KarrasDiffusionSchedulers] + _FLOW  # noqa: RUF012 - diffusers' way
+    _compatibles = [e.name for e in KarrasDiffusionSchedulers] + _FLOW
     order = 1
 
     @register_to_config
@@ -291,10 +295,11 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
         self.register_to_config(
             tableau=records, family=family, prediction_type=prediction_type or tables[0].made_for.get("prediction_type")
         )
+        self._family, self._trained = family, float(num_train_timesteps)
         bar = _alphas_cumprod(self.config) if family == "vp" else None
         for table in tables:
             _refuse_mismatch(table.made_for, family, self.config, bar)
-            self.check_experts(boundary_ratio, table)
+            self._check_experts(boundary_ratio, table)
         self._tables = {len(table.rows): table for table in tables}
         if len(self._tables) != len(tables):
             raise ValueError("two tables have the same number of calls: a scheduler chooses among its tables by it")
@@ -341,42 +346,38 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
                 f"no table makes {n} network calls: call the pipeline with num_inference_steps="
                 f"{' or '.join(map(str, sorted(self._tables)))}, or add a table with that many"
             )
-        self._use(table, device)
-        for asked, own, unit in ((sigmas, self.sigmas[:-1], 1.0), (timesteps, self._times, self._trained)):
-            if asked is not None and not self._usual(
-                np.asarray(torch.as_tensor(asked).cpu(), float) / unit, np.asarray(own) / unit
-            ):
+        for asked, own, unit in ((sigmas, self._ratios(table)[:-1], 1.0), (timesteps, table.times, self._trained)):
+            if asked is not None and not self._usual(np.asarray(torch.as_tensor(asked).cpu(), float) / unit, own, unit):
                 raise ValueError(
                     "custom timesteps= or sigmas= cannot change a table, whose weights belong to its times: leave them "
                     "out, or make a table for them"
                 )
+        self._use(table, device)
 
-    def _usual(self, asked: Any, own: Any) -> bool:
+    def _usual(self, asked: Any, own: list[float], unit: float) -> bool:
         """Whether times in [0, 1] are the table's own, or one of the lists that pipelines pass when nobody asks."""
         n, small = len(asked), 1 / self._trained
         usual = ((1.0, 1 / n, 1e-6), (0.999, 0.999 / n, 1e-6), (1.0, small, 1.01 * small))
-        return bool(np.abs(asked - own).max() <= 1e-5) or any(
+        return bool(np.abs(asked - np.asarray(own) / unit).max() <= 1e-5) or any(
             np.abs(asked - np.linspace(first, last, n)).max() <= near for first, last, near in usual
         )
 
+    def _ratios(self, table: _Table) -> list[float]:
+        """What `sigmas` is: sigma of flow models, else sigma / alpha."""
+        flow = self._family == "flow"
+        return [s if flow else s / a if a else math.inf for a, s in zip(table.alpha, table.sigma, strict=True)]
+
     def _use(self, table: _Table, device: Any) -> None:
         self._table, self._times, self.num_inference_steps = table, table.times, len(table.rows)
-        whole = self.config.family == "vp" and all(t == int(t) for t in table.times)
+        whole = self._family == "vp" and all(t == int(t) for t in table.times)
         self.timesteps = torch.tensor(
             table.times, dtype=torch.int64 if whole else torch.float32, device=device or "cpu"
         )
-        levels = [
-            s if self.config.family == "flow" else s / a if a else math.inf for a, s in zip(table.alpha, table.sigma)
-        ]
-        self.sigmas = torch.tensor(levels, dtype=torch.float32, device="cpu")
+        self.sigmas = torch.tensor(self._ratios(table), dtype=torch.float32, device="cpu")
         self.init_noise_sigma = table.start
         self._begin_index: int | None = None
         self._step_index: int | None = None
         self._held: dict[int, torch.Tensor] = {}
-
-    @property
-    def _trained(self) -> float:
-        return float(self.config.num_train_timesteps)
 
     @property
     def begin_index(self) -> int | None:
@@ -403,19 +404,22 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
             self._plans[n, begin] = (None,) * begin + _steps(self._table, begin)
         return self._plans[n, begin]
 
-    def check_experts(self, boundary_ratio: float | None, table: Any = None) -> None:
+    def check_experts(self, boundary_ratio: float | None) -> None:
         """Refuse a boundary between two experts that puts a network call on another side than it was made for."""
-        for one in self._tables.values() if table is None else [table]:
-            made = one.made_for.get("boundary_ratio")
-            if made is None or boundary_ratio is None:
-                continue
-            # The pipeline compares float32 times.
-            sides = [[np.float32(t) >= ratio * self._trained for t in one.times] for ratio in (made, boundary_ratio)]
-            if sides[0] != sides[1]:
-                raise ValueError(
-                    f"the table was made for boundary_ratio={made}, where {sum(sides[0])} of {len(one.times)} calls are the "
-                    f"high-noise expert's; with {boundary_ratio} it is {sum(sides[1])}: make a table for this model"
-                )
+        for table in self._tables.values():
+            self._check_experts(boundary_ratio, table)
+
+    def _check_experts(self, boundary_ratio: float | None, table: _Table) -> None:
+        made = table.made_for.get("boundary_ratio")
+        if made is None or boundary_ratio is None:
+            return
+        # The pipeline compares float32 times.
+        sides = [[np.float32(t) >= ratio * self._trained for t in table.times] for ratio in (made, boundary_ratio)]
+        if sides[0] != sides[1]:
+            raise ValueError(
+                f"the table was made for boundary_ratio={made}, where {sum(sides[0])} of {len(table.times)} calls are "
+                f"the high-noise expert's; with {boundary_ratio} it is {sum(sides[1])}: make a table for this model"
+            )
 
     def strength(self, calls: int) -> float:
         """The `strength` with which an image-to-image pipeline makes this many of the table's calls."""
@@ -517,17 +521,17 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
 
     # ------------------------------------------------------------------------------------------- image-to-image
     def _levels(self, timesteps: torch.Tensor) -> tuple[Any, Any]:
-        """alpha and sigma of the state at each timestep: floats where they are the run's own."""
+        """The state's alpha and sigma at each timestep: floats where they are the run's own."""
         i = self._begin_index if self._step_index is None else self._step_index
         if i is not None:
             return self._table.alpha[i], self._table.sigma[i]
         t = timesteps.reshape(-1).to(device="cpu", dtype=torch.float64)
-        if self.config.family == "vp":
+        if self._family == "vp":
             bar = self.alphas_cumprod.double()
             low = t.long().clamp(0, len(bar) - 2)
             bar = bar[low] + (t - low) * (bar[low + 1] - bar[low])
             return bar.sqrt(), (1 - bar).sqrt()
-        if self.config.family == "flow":
+        if self._family == "flow":
             return 1 - t / self._trained, t / self._trained
         raise ValueError(
             "add_noise outside a run is for variance-preserving and flow models: call set_begin_index first"
@@ -547,4 +551,4 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
         return self.add_noise(sample, noise, timestep)
 
     def __len__(self) -> int:
-        return int(self.config.num_train_timesteps)
+        return int(self._trained)
