@@ -176,3 +176,24 @@ def test_a_start_that_does_not_fit_is_refused_at_once(k_diffusion):
     low = solvers.euler(times.karras(model.noise, 4, start=5.0)).tabulate(model.noise)
     with pytest.raises(ArgumentError, match=r"starts at noise level 5, and the search at 80"):
         fs.optimize(model, 4, "dmn", given=low)
+
+
+@pytest.mark.parametrize("decided", [False, True])
+def test_a_search_of_whole_schedules_tries_the_given_one_first(k_diffusion, tmp_path, decided):
+    from fewstep import searching
+    from fewstep.study.reading import read
+
+    model = fs.load("problem:gaussian")
+    table = foreign("k_diffusion:sample_euler", 3, options={"times": "logsnr"}, noise=model.noise)
+    if decided:
+        table = solvers.heun(times.karras(model.noise, 2)).tabulate(model.noise)
+    study = tmp_path / "study.sqlite"
+    options = {"nfes": [3], "images": [16], "fresh": 0}
+    with searching.start(study, "problem:gaussian", budget=6, given=table, **options) as search:
+        search.run()
+    origins = [entry.trial.proposal.origin for _, entry in sorted(read(study).entries.items())]
+    assert origins[0] == ("given: heun" if decided else "dpmpp_2m on the times of sample_ddim")
+    assert len(origins) == 6 and any(" on " in o and "times of" not in o for o in origins)
+    with pytest.raises(ArgumentError, match="makes 3 network calls, and 4 are searched"):
+        searching.start(tmp_path / "other", "problem:gaussian", budget=6, given=table, **options | {"nfes": [4]})
+    assert not (tmp_path / "other").exists()
