@@ -391,3 +391,14 @@ def test_losses_have_sizes():
     third = solvers.get("dpm_solver_3")(times.karras(SD, 3)).tabulate(SD)
     with pytest.raises(LossyExport, match=r"with \d+ network calls for 7"):
         export(third, "diffusers")
+
+
+def test_unipc_from_pure_noise_starts_a_little_below_and_says_so():
+    noise = Flow(shift=3.0)
+    t = solvers.unipc(FLOW_GRID, order=2).tabulate(noise)
+    done = export(t, "diffusers")
+    scheduler, given, _ = run_by_diffusers(done.text, "FlowMatchEulerDiscreteScheduler")
+    assert apart(fs.from_sampler(scheduler, noise=noise, **given), done.runs) < 1e-5
+    assert 1e-3 < done.difference < 0.2
+    assert any("starts at 1 - 1e-6" in note for note in done.notes)
+    assert any(f"differs from this one by up to {done.difference:.2g}" in note for note in done.notes)

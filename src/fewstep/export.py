@@ -148,7 +148,7 @@ def _rounding(source: Source, host: str, reading: Reading) -> str:
     told = _worst(source, own, (reading.grid if reading.told is None else reading.told)[:-1].tolist())
     if max(used, told) <= SHOWN:
         return ""
-    if used <= SHOWN:
+    if used <= max(SHOWN, told / 10):
         return f"{host} tells the network integer times: its noise level is off by up to {told:.2%}"
     return f"{host} moves the times to integers: noise levels are off by up to {max(used, told):.2%}"
 

@@ -239,8 +239,8 @@ def _flow_shift(source: Source) -> tuple[str, str, str]:
     return numbers, options, f"shift of {shift:g}"
 
 
-def _flow_note(said: str) -> Callable[[str], str]:
-    return lambda _: f"the numbers are before the scheduler's own {said}; under another they mean other times"
+def _flow_note(said: str, more: str = "") -> Callable[[str], str]:
+    return lambda _: f"the numbers are before the scheduler's own {said}; under another they mean other times{more}"
 
 
 def _flow_euler(source: Source) -> Told:
@@ -255,9 +255,14 @@ def _flow_unipc(source: Source) -> Told:
     name = "UniPCMultistepScheduler"
     numbers, options, said = _flow_shift(source)
     options = options.replace("shift=", "flow_shift=", 1) if options.startswith("shift=") else options
+    edge = (
+        ""
+        if source.levels[0] < 1 - UNIPC_EDGE
+        else "; from pure noise it starts at 1 - 1e-6, which changes its weights"
+    )
     flow = 'use_flow_sigmas=True, prediction_type="flow_prediction", solver_order=2, final_sigmas_type="zero"'
     text = "import numpy as np\n" + _snippet(name, f"{flow}, {options}, {NO_SPACING}", f"sigmas=np.array([{numbers}])")
-    return Told(lambda _: text, _unipc_reading(source), {name: DIFFUSERS_FLOW[name]}, _flow_note(said))
+    return Told(lambda _: text, _unipc_reading(source), {name: DIFFUSERS_FLOW[name]}, _flow_note(said, edge))
 
 
 def _unipc_reading(source: Source) -> Reading:
