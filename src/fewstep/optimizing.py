@@ -25,12 +25,13 @@ from fewstep.randomness import CalibrationSeeds, ReportSeeds, SelectionSeeds
 from fewstep.search.cache import Cache, Probe
 from fewstep.search.klub import Gram
 from fewstep.search.ledger import Ledger
-from fewstep.search.methods import METHODS, Solver, sources
+from fewstep.search.methods import METHODS, Solver, entered, sources
 from fewstep.search.objective import BATCH
 from fewstep.search.teacher import CALLS
 from fewstep.search.window import Window
 from fewstep.setting import SeedsAsked, Setting
 from fewstep.stages import Work
+from fewstep.tableau import Tableau
 from fewstep.times.ends import End
 
 __all__ = ["Found", "optimize"]
@@ -60,6 +61,7 @@ def optimize(
     end: End = "zero",
     teacher_calls: int = CALLS,
     gram: Gram | None = None,
+    given: Tableau | None = None,
 ) -> Found:
     """Find a better sampler with `nfe` network calls for this network.
 
@@ -93,6 +95,8 @@ def optimize(
         end: `zero` (sigma 0), `min` (the network's `t_min`, as papers do), or the time of the last state.
         teacher_calls: network calls of the reference sampler; 0 does without: no paired figure, and no made data.
         gram: a KLUB table of this network that is there already; by default it is computed.
+        given: a table to start from, of as many calls (say, a traced scheduler): it enters the race, its times are
+            tried with every solver and are a start of AYS, and in the finals the result is not worse than it.
 
     Returns:
         The sampler, never worse than the best hand-crafted one on the finals' score, with its record.
@@ -108,7 +112,9 @@ def optimize(
         cache=cache if cache is not None else None if folder is None else folder / ".cache",
         batch_size=batch_size, progress=progress, start=start, end=end, teacher_calls=teacher_calls, gram=gram,
     )  # fmt: skip
-    work = Work(ground, nfe, sources(ground.window, solver, nfe), folder, Ledger(ground.model))
+    if given is not None:
+        entered(ground.window, given, nfe)
+    work = Work(ground, nfe, sources(ground.window, solver, nfe), folder, Ledger(ground.model), given=given)
     return finished(work, minutes, max_calls)
 
 

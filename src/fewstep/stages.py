@@ -21,6 +21,7 @@ from fewstep.search.objective import Judge
 from fewstep.search.plan import Plan, default_calls, plan
 from fewstep.search.select import Candidate
 from fewstep.setting import Setting
+from fewstep.tableau import Tableau
 
 TIME_SHARE = 0.8
 """Part of the given minutes that the network may take; the rest is for everything else."""
@@ -41,6 +42,7 @@ class Work:
     competition: Competition | None = None
     judge: Judge | None = None
     plan: Plan | None = None
+    given: Tableau | None = None
 
     def run(self, minutes: float | None, max_calls: int | None) -> Found:
         """All stages."""
@@ -69,6 +71,7 @@ class Work:
             ground.method,
             self.ledger,
             ground.progress,
+            self.given,
         )
         competition.begin()
         if ground.klub:

@@ -32,18 +32,21 @@ class Asked:
     batch_size: int
     around: bool
     quiet: bool
+    source: Path | None = None
 
     def one(self, nfe: int, solver: str | list[str], folder: Path) -> tuple[Found, list[Path]]:
         """One search and its files."""
+        from fewstep.cli.common import load_table
         from fewstep.optimizing import optimize
         from fewstep.progress import shown
 
+        given = None if self.source is None else load_table(self.source)
         calls, own = self._left([nfe])
         try:
             with shown(quiet=self.quiet) as report:
                 found = optimize(
                     self.model, nfe, self.method, solver=solver, minutes=self.minutes, max_calls=calls, out=folder,
-                    progress=report, **self._options(),
+                    progress=report, given=given, **self._options(),
                 )  # fmt: skip
                 return found, self._delivered(found, folder, folder / ".cache", report)
         except ArgumentError as error:
@@ -55,6 +58,10 @@ class Asked:
         from fewstep.progress import shown
         from fewstep.search.methods import RECOMMENDED
 
+        if self.source is not None:
+            raise ArgumentError(
+                "--from starts one search, of the file's number of calls: give one --nfe, without --each"
+            )
         names = list(RECOMMENDED) if each and list(solvers) == ["auto"] else list(solvers)
         if not each and len(names) > 1:
             raise ArgumentError("several --nfe take one --solver, or auto: add --each for a result of every solver")

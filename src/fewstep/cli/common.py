@@ -123,6 +123,20 @@ def seeds_of(text: str) -> list[int]:
     return found
 
 
+def options_of(values: list[str] | None) -> dict[str, Any]:
+    """`NAME=VALUE` pairs; values are read as JSON where they are, else as text."""
+    found: dict[str, Any] = {}
+    for text in values or ():
+        name, equals, value = text.partition("=")
+        if not name or not equals:
+            raise ArgumentError(f"--option {text}: write NAME=VALUE")
+        try:
+            found[name] = json.loads(value)
+        except ValueError:
+            found[name] = value
+    return found
+
+
 def load_table(path: Path, network: Denoiser | None = None) -> Tableau:
     """The table of a file, or of `schedule.json` in a folder; remarks when it was found for another than `network`.
 

@@ -79,6 +79,10 @@ def optimize(
     ] = "auto",
     guidance: Guidance = 1.0,
     trust_pickle: TrustPickle = False,
+    source: Annotated[
+        Path | None,
+        typer.Option("--from", help="A schedule file to start from; the result is not worse (`fewstep show --save`)."),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the results.", show_default="runs/MODEL-NFE")] = None,
     around: Around = True,
     batch_size: Annotated[int, typer.Option(min=1, help="Samples given to the network at once.")] = 64,
@@ -103,7 +107,7 @@ def optimize(
     name = model if guidance == 1 else with_option(model, f"guidance={guidance:g}")
     name = with_option(name, "trust-pickle") if trust_pickle else name
     asked = Asked(
-        name, method, objective, minutes, max_calls, start, strength, end, batch_size, around, quiet or as_json
+        name, method, objective, minutes, max_calls, start, strength, end, batch_size, around, quiet or as_json, source
     )
     nfes, names = _nfes(nfe), flat(solver) or ["dpmpp_2m"]
     plain = re.sub(r"[^A-Za-z0-9_.-]+", "-", model).strip("-")
@@ -167,6 +171,7 @@ COMMANDS: Commands = (
             "fewstep optimize python:my_module:make_model --nfe 6 --guidance 4",
             "fewstep optimize mnist --method ays --nfe 5,6,8,10 --solver dpmpp_2m,ddim,sde_dpmpp_2m --each",
             "fewstep optimize mnist --nfe 5 --start 2.5",
+            "fewstep optimize mnist --nfe 6 --from runs/other/schedule.json",
             note="Then: fewstep sample, compare, show and export take the folder's schedule.json.",
         ),
     ),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,6 +17,8 @@ from fewstep.cli.common import (
     examples,
     flat,
     guarded,
+    load_table,
+    options_of,
     paragraphs,
     show,
     whole_numbers,
@@ -89,6 +90,9 @@ def start(
     seed: Annotated[int, typer.Option(min=0, help="Of the proposals.")] = 0,
     offset: Annotated[int, typer.Option(min=0, help="Skip this many seeds of images: an independent repetition.")] = 0,
     guidance: Guidance = 1.0,
+    source: Annotated[
+        Path | None, typer.Option("--from", help="A schedule file to try first: its decisions, or its times.")
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images given to the network at once.")] = 64,
     workers: Count = 1,
     pool: PoolName = "auto",
@@ -113,6 +117,7 @@ def start(
         out, model, nfes=ranges(nfe, "--nfe"), budget=budget, proposer=proposer, options=options_of(option),
         objective=objective, images=whole_numbers(images, "--images") or (256,), fresh=fresh, seed=seed,
         guidance=guidance, batch_size=batch_size, offset=offset,
+        given=None if source is None else load_table(source),
     )  # fmt: skip
     _run(opened, workers_of(workers, pool, threads, timeout, ray, gpus), out, quiet, as_json)
 
@@ -209,20 +214,6 @@ def ranges(values: list[str], option: str) -> list[int]:
             raise ArgumentError(f"{option} {text}: write 5, 4-10 or 5,8")
         found += range(int(ends[0]), int(ends[1]) + 1)
     return sorted(set(found))
-
-
-def options_of(values: list[str] | None) -> dict[str, Any]:
-    """`NAME=VALUE` pairs; values are read as JSON where they are, else as text."""
-    found: dict[str, Any] = {}
-    for text in values or ():
-        name, equals, value = text.partition("=")
-        if not name or not equals:
-            raise ArgumentError(f"--option {text}: write NAME=VALUE")
-        try:
-            found[name] = json.loads(value)
-        except ValueError:
-            found[name] = value
-    return found
 
 
 def _status_text(told: dict[str, Any]) -> str:

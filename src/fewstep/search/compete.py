@@ -18,10 +18,11 @@ from fewstep.errors import DenoiserError
 from fewstep.progress import Event, Report
 from fewstep.search.klub import Gram
 from fewstep.search.ledger import Ledger
-from fewstep.search.methods import AYS, HAND, Source
+from fewstep.search.methods import AYS, HAND, Source, entered
 from fewstep.search.objective import Scorer
 from fewstep.search.plan import AROUND, FINALISTS, Plan
 from fewstep.search.select import Candidate, Race, finite
+from fewstep.tableau import Tableau
 
 THINNED = 5
 """Grids of each way down that may enter before its best are known."""
@@ -40,6 +41,8 @@ class Competition:
         method: `auto`, `ays` or `dmn`.
         ledger: where the cost is written.
         progress: told after every score.
+        given: somebody else's table, which enters too, and whose times all solvers try; the winner of the finals is
+            never worse.
     """
 
     def __init__(
@@ -51,7 +54,9 @@ class Competition:
         method: str,
         ledger: Ledger,
         progress: Report,
+        given: Tableau | None = None,
     ) -> None:
+        self.given = given
         self.sources, self.plan, self.method, self.ledger = sources, plan, method, ledger
         self.by_solver = {source.name: source for source in sources}
         self._scorer, self._finals, self._progress = scorer, finals, progress
@@ -64,6 +69,10 @@ class Competition:
         with self._stage():
             room = self.plan.rooms[0]
             first, others = self.sources[0], self.sources[1:]
+            if self.given is not None:
+                self._enter([entered(first.window, self.given, first.nfe)], room)
+                for source in self.sources:
+                    self._enter(source.given(self.given), room)
             self._enter(first.hand(), room)
             best = [c.origin for c in self.race.standing()[:4]]
             for source in others:
@@ -105,7 +114,9 @@ class Competition:
     def finals(self) -> tuple[Candidate, Candidate, dict[str, Any]]:
         """The winner, the best hand-crafted one, and the scores of the finals; where none is better, the start wins."""
         start = self.race.best(HAND)
-        entries = [start, *(c for c in self.race.standing()[: FINALISTS - 1] if c is not start)]
+        best = [c for c in self.race.standing()[: FINALISTS - 1] if c is not start]
+        given = [c for c in self.race.entries if c.tableau is self.given and c not in best]
+        entries = [start, *best[: FINALISTS - 1 - len(given)], *given]
         count = self.plan.fresh
         scores: dict[int, float] = {}
         with self.ledger.stage("finals", self.plan.stages["finals"]):
@@ -123,11 +134,12 @@ class Competition:
     def _by_standing(self) -> list[Source]:
         """The solvers, that of the best entry first."""
         names = dict.fromkeys(c.solver for c in self.race.standing())
-        return [self.by_solver[name] for name in names]
+        return [self.by_solver[name] for name in names if name in self.by_solver]  # a given table has none
 
     def _neighbours(self) -> Iterator[Candidate]:
         for candidate in self.race.standing()[:3]:
-            yield from self.by_solver[candidate.solver].around(candidate)
+            if candidate.solver in self.by_solver:
+                yield from self.by_solver[candidate.solver].around(candidate)
 
     def _guess(self, k: int) -> Candidate | None:
         """The surrogate's next place, for the solver of the best entry (every fourth time for that of the second
@@ -136,7 +148,7 @@ class Competition:
         Scores of the first round are brought to the second's level by the typical ratio, and count as noisier.
         """
         first, second = self.plan.counts[:2]
-        names = list(dict.fromkeys(c.solver for c in self.race.standing()))
+        names = [source.name for source in self._by_standing()]
         source = self.by_solver[names[1 if len(names) > 1 and k % 4 == 3 else 0]]
         mine = [c for c in self.race.entries if c.solver == source.name and math.isfinite(min(c.scores.values()))]
         if source.steps < 2 or len(mine) < 4:
