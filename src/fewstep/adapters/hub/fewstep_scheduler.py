@@ -121,6 +121,13 @@ def _read(record: Any) -> _Table:
     }
     times = [_number(_part(p, "time", (int, float), f"point {i}"), f"point {i}") for i, p in enumerate(points[:-1])]
     made_for = dict(_part(record, "made_for", Mapping, "the record"))
+    for key, value in _part({"alphas_cumprod": {}, **made_for}, "alphas_cumprod", Mapping, "made_for").items():
+        if not str(key).isascii() or not str(key).isdigit() or not 0 < _number(value, "alphas_cumprod") < 1:
+            raise _fail(f"alphas_cumprod[{str(key)[:20]}] is {str(value)[:20]!r}")
+    if made_for.get("boundary_ratio") is not None:
+        _number(made_for["boundary_ratio"], "boundary_ratio")
+    if not isinstance(made_for.get("shape", []), (list, tuple)):
+        raise _fail("the shape that it was made for is no list")
     return _Table(
         times, levels["alpha"], levels["sigma"], _number(record.get("start"), "start"), read, starts, made_for
     )
