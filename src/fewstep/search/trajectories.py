@@ -156,8 +156,8 @@ class Shelf:
         for path in sorted(self.folder.glob("*.safetensors")):
             if path not in self._seen:
                 shard = _opened(path, self.identity)
-                self._seen.add(path)
-                if shard is not None:
+                if shard is not None:  # else it may be written anew
+                    self._seen.add(path)
                     self._shards.append(shard)
 
     def _ours(self, shard: Shard) -> bool:
