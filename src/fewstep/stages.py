@@ -73,6 +73,8 @@ class Work:
             if ground.gram is None:
                 ground.make_data(p.made, p.stages["data"], self.ledger)
             competition.descend(ground.table(p.paths, p.levels, p.stages["KLUB table"], self.ledger))
+        if ground.plans:
+            competition.propose(ground.make_planner(p.trajectories, p.stepped, p.stages, self.ledger))
         competition.conclude()
         winner, start, final = competition.finals()
         final |= {"judge": self.judge.name, "seeds": repr(fresh)}
@@ -129,6 +131,7 @@ class Work:
             selection=len(ground.seeds.selection) if ground.seeds.selection else None,
             report=len(ground.seeds.report) if ground.seeds.report else None,
             table=table,
+            walked_already=ground.planner is not None,
             checked=checked,
             fewest=FEWEST if ground.objective == "frechet" else 0,
         )
