@@ -1,7 +1,8 @@
 """Several solvers and numbers of network calls in one run: the KLUB table is one, the stop on its ways is each one's.
 
-The table of inner products, the trajectories that plans are made on, the clean data and the teacher's end points belong to the network. They are paid for once;
-each solver with each number of calls then has a race, finals and figures of its own.
+The table of inner products, the trajectories that plans are made on, the clean data and the teacher's end points belong
+to the network. They are paid for once; each solver with each number of calls then has a race, finals and figures of its
+own.
 """
 
 from __future__ import annotations
@@ -193,7 +194,7 @@ class _Run:
         for (name, nfe), made in self.pairs.items():
             try:
                 work = Work(self.ground, nfe, made, None, self.ledger)
-                work.divided(max(1, budgets[name, nfe]), made=False, table=False, checked=0)
+                work.divided(max(1, budgets[name, nfe]), made=False, table=False, checked=0, walked=True)
             except ArgumentError as error:
                 text = f"{len(self.pairs)} results share the budget, and for {name} with {nfe} calls {error}"
                 raise ArgumentError(text) from None
@@ -246,7 +247,7 @@ class _Run:
             ground.make_planner(runs, stepped, planned, self.ledger)
         if self.ledger.stages and len(self.pairs) > 1:
             ground.notes.append(
-                f"Data, KLUB table and trajectories are shared by {len(self.pairs)} results: their {whole:,} planned calls are "
-                "counted once, and in none of the results' own."
+                f"Data, KLUB table and trajectories are shared by {len(self.pairs)} results: their {whole:,} planned "
+                "calls are counted once, and in none of the results' own."
             )
         return budgets

@@ -105,14 +105,15 @@ class Work:
         if minutes is not None:
             budget, note = affordable(ground, self.ledger, minutes, max_calls)
             self.notes.append(note)
-        return self.divided(budget, unmade, ground.gram is None, ground.check_calls)
+        return self.divided(budget, unmade, ground.gram is None, ground.check_calls, ground.planner is not None)
 
-    def divided(self, budget: int, made: bool, table: bool, checked: int) -> Plan:
+    def divided(self, budget: int, made: bool, table: bool, checked: int, walked: bool) -> Plan:
         """The budget by stages.
 
         Args:
             budget: network calls.
             made: whether data are to be made; table: whether the KLUB table is; checked: calls to look at the data.
+            walked: whether the trajectories of plans are there.
 
         Errors: `ArgumentError` when it is too small.
         """
@@ -131,7 +132,7 @@ class Work:
             selection=len(ground.seeds.selection) if ground.seeds.selection else None,
             report=len(ground.seeds.report) if ground.seeds.report else None,
             table=table,
-            walked_already=ground.planner is not None,
+            walked_already=walked,
             checked=checked,
             fewest=FEWEST if ground.objective == "frechet" else 0,
         )

@@ -58,9 +58,7 @@ def optimize(
     nfe: Calls,
     method: Annotated[
         str,
-        typer.Option(
-            help="dmn (no network calls), ays, auto (both, from every start); gits, oss, local_error (planned)."
-        ),
+        typer.Option(help="dmn (no network calls), ays, auto (both, from every start), gits, oss or local_error."),
     ] = "auto",
     solver: Solvers = None,
     each: Annotated[bool, typer.Option("--each", help="A result for each solver, instead of one winner.")] = False,

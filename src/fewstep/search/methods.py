@@ -102,8 +102,8 @@ class Source:
 
     def planned(self, planner: Planner, method: str) -> Iterator[Candidate]:
         """Times that a plan on teacher trajectories proposes."""
-        for times, origin, about in planner.propose(method, self.name, self.solver, self.steps):
-            yield from _some(self.candidate(times, method, origin, **about))
+        for grid, origin, about in planner.propose(method, self.name, self.solver, self.steps):
+            yield from _some(self.candidate(grid, method, origin, **about))
 
     def relatives(self, gram: Gram) -> Iterator[Candidate]:
         """Times from the network's own denoising loss, which the KLUB table holds."""

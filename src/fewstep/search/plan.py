@@ -154,9 +154,10 @@ def plan(
     counts, rooms, guesses, fresh = shape.fill(rest, selection, fewest, LEAST_ENTRIES[method])
     if rooms[0] < 8:
         why = ", or give data=, which the teacher has to make otherwise" if made else ""
+        enough = _enough(nfe, batch_cost, teacher, klub, made, taught) + checked + 2 * stages["trajectories"]
         raise ArgumentError(
-            f"max_calls={max_calls} is too small a budget at {nfe} calls per sample: the search needs about "
-            f"{_enough(nfe, batch_cost, teacher, klub, made, taught) + checked + 2 * stages['trajectories']}; give more calls (or minutes){why}"
+            f"max_calls={max_calls} is too small a budget at {nfe} calls per sample: the search needs about {enough}; "
+            f"give more calls (or minutes){why}"
         )
     stages["race"] = shape.images(counts, rooms, guesses) * one
     stages["finals"] = FINALISTS * fresh * one
