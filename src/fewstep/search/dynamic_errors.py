@@ -15,6 +15,7 @@ weighting and every number of steps, and costs no network calls beyond the teach
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -198,9 +199,10 @@ def _errors(products: Products, step: Step, i: int, onto: list[int]) -> Array:
     here, size = products.places, len(products.times)
     pairs = [here[i - 1], here[i]]
     coordinate = [float(place.coordinate(step.variable)) for place in here[: i + 1]]
-    reach = (coordinate[i - 1] - coordinate[i]) / (np.array(coordinate[:i]) - coordinate[i])
-    # The weight on an older point falls with its distance; where both are infinitely far there is none.
-    share = np.ones(i) if step.weights is not None else np.nan_to_num(reach, nan=0.0, posinf=0.0, neginf=0.0)
+    # The weight on an older point falls with its distance, and an infinitely far one has none.
+    at, nearest = coordinate[i], coordinate[i - 1]
+    reach = [(nearest - at) / (older - at) if math.isfinite(older) else 0.0 for older in coordinate[:i]]
+    share = np.ones(i) if step.weights is not None else np.array(reach)
     out = np.empty((i, len(onto)))
     for column, j in enumerate(onto):
         form = _form(products.noise, step, pairs, here[j])
@@ -216,9 +218,8 @@ def _errors(products: Products, step: Step, i: int, onto: list[int]) -> Array:
                 weights[:, 0] += value * on_state
                 weights[:, 1] += value * on_x0
                 continue
-            older = np.array([_quantity(place, basis) for place in here[:i]])
             part = value * share
-            weights[:, 2:4] += part[:, None] * older
+            weights[:, 2:4] += part[:, None] * np.array([_quantity(place, basis) for place in here[:i]])
             if step.weights is None:  # what the older point has more or less, the newer one has less or more
                 weights[:, 0] += (value - part) * on_state
                 weights[:, 1] += (value - part) * on_x0
