@@ -192,7 +192,7 @@ def test_local_errors_are_those_of_the_solver(name: str, noise: object) -> None:
         knot = path[row]
         return ((there - made.state(knot)) / made.alpha[knot]).square().mean().item()
 
-    limit = {"rel": 1e-6, "abs": 1e-12}
+    limit = {"rel": 1e-6, "abs": 1e-10}  # a difference of products, over alpha squared
     assert errors.single == pytest.approx(error([0, 7], 1), **limit)
     for j in range(1, 7):
         assert errors.first[j] == pytest.approx(error([0, j, 7], 1), **limit)
@@ -246,14 +246,14 @@ def test_predicted_end_error_is_exact_for_gaussian_data(name: str) -> None:
     predictor = EndError.of(made, net.noise, bands=1)
     # The end points' variance is an estimate; with the true one the prediction is exact.
     variance, ratio = 0.25, made.sigma / made.alpha
-    exact = EndError(net.noise, made.times, predictor.products, (variance / (variance + ratio**2)).numpy()[None])
+    gains = (variance / (variance + ratio**2)).numpy()[None]
+    exact = EndError(net.noise, made.times, predictor.products.sum(0)[None], gains)
     for path in ([0, 3, 6, 10], [0, 2, 4, 6, 8, 10]):
         schedule = solvers.get(name)(made.times[path])
         ends = sample(net, schedule.tabulate(net.noise), start=made.state(0))
         truth = (ends - made.state(-1)).square().mean().sqrt().item()
-        merged = EndError(exact.noise, exact.times, exact.products.sum(0)[None], exact.gains)
-        assert merged.predict(schedule) == pytest.approx(truth, rel=1e-6)
-        assert predictor.predict(schedule) == pytest.approx(truth, rel=0.15)
+        assert exact.predict(schedule) == pytest.approx(truth, rel=1e-9)
+        assert predictor.predict(schedule) == pytest.approx(truth, abs=0.01)
 
 
 def test_moving_knots_never_worsens_the_prediction() -> None:
