@@ -75,7 +75,15 @@ def _one_dmn() -> Iterator[None]:
 
 
 # ------------------------------------------------------------------------------------------------------------ the plan
-CASES = list(product(["auto", "ays", "dmn"], [3, 6, 10], [15_000, 40_000, 78_000, 1_000_000], [False, True], [0, 1, 2]))
+CASES = list(
+    product(
+        ["auto", "ays", "dmn", "gits", "oss", "local_error"],
+        [3, 6, 10],
+        [15_000, 40_000, 78_000, 1_000_000],
+        [False, True],
+        [0, 1, 2],
+    )
+)
 
 
 @pytest.mark.parametrize("method, nfe, calls, made, taught", CASES)
@@ -87,9 +95,11 @@ def test_a_plan_never_exceeds_its_budget(method: str, nfe: int, calls: int, made
         return
     assert p.total <= calls and p.total == sum(p.stages.values())
     assert p.rooms[0] >= p.rooms[1] >= p.rooms[2] >= 2 and p.counts[0] < p.counts[1] < p.counts[2]
-    assert (p.levels > 0) == (method != "dmn") and p.report >= 48 and p.paired <= p.report
+    assert (p.levels > 0) == (method in ("auto", "ays")) and p.report >= 48 and p.paired <= p.report
+    assert (p.trajectories >= 8) == (method in ("gits", "oss", "local_error"))
+    assert (p.stepped >= 2) == (method == "oss") and p.stepped <= p.trajectories
     if calls == 1_000_000:  # a large budget is used, as far as more images mean anything
-        assert p.total > 0.5 * calls or method == "dmn"
+        assert p.total > 0.5 * calls or method not in ("auto", "ays")
 
 
 def test_the_default_budgets_are_those_that_are_promised() -> None:

@@ -69,7 +69,8 @@ def optimize(
         model: the network, or a name that `fewstep.load` knows.
         nfe: network calls per sample.
         method: `dmn` (no network in the search), `ays` (its ways down from every hand-crafted grid) or `auto` (both,
-            times from the network's loss curve, AYS from all of them, and then the guesses of a surrogate).
+            times from the network's loss curve, AYS from all of them, and then the guesses of a surrogate); or times
+            planned on teacher trajectories: `gits`, `oss`, or `local_error` (of the solver's own steps).
         solver: a name of `fewstep.solvers.NAMES`, `auto` (several multistep solvers), a function
             `times -> SolverSchedule`, or a list of them, which compete; `optimize_many` gives a result for each.
         minutes: time to spend; the network's speed is measured first, so results vary with the machine.
@@ -93,7 +94,8 @@ def optimize(
         start: time of the first state (default: the noisiest). Below that the search is for image-to-image: grids,
             teacher and scores begin at `alpha(start) image + sigma(start) noise` with images of the data, by seed.
         end: `zero` (sigma 0), `min` (the network's `t_min`, as papers do), or the time of the last state.
-        teacher_calls: network calls of the reference sampler; 0 does without: no paired figure, and no made data.
+        teacher_calls: network calls of the reference sampler; 0 does without: no paired figure, no made data and no
+            plans, whose grid is the reference's.
         gram: a KLUB table of this network that is there already; by default it is computed.
         given: a table to start from, of as many calls (say, a traced scheduler): it enters the race, its times are
             tried with every solver and are a start of AYS, and in the finals the result is not worse than it.
@@ -114,7 +116,9 @@ def optimize(
     )  # fmt: skip
     if given is not None:
         entered(ground.window, given, nfe)
-    work = Work(ground, nfe, sources(ground.window, solver, nfe), folder, Ledger(ground.model), given=given)
+    made = sources(ground.window, solver, nfe)
+    ground.require_grid(max(source.steps for source in made))
+    work = Work(ground, nfe, made, folder, Ledger(ground.model), given=given)
     return finished(work, minutes, max_calls)
 
 

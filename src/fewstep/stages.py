@@ -78,6 +78,8 @@ class Work:
             if ground.gram is None:
                 ground.make_data(p.made, p.stages["data"], self.ledger)
             competition.descend(ground.table(p.paths, p.levels, p.stages["KLUB table"], self.ledger))
+        if ground.plans:
+            competition.propose(ground.make_planner(p.trajectories, p.stepped, p.stages, self.ledger))
         competition.conclude()
         winner, start, final = competition.finals()
         final |= {"judge": self.judge.name, "race": judge.name, "seeds": repr(fresh)}
@@ -108,14 +110,15 @@ class Work:
         if minutes is not None:
             budget, note = affordable(ground, self.ledger, minutes, max_calls)
             self.notes.append(note)
-        return self.divided(budget, unmade, ground.gram is None, ground.check_calls)
+        return self.divided(budget, unmade, ground.gram is None, ground.check_calls, ground.planner is not None)
 
-    def divided(self, budget: int, made: bool, table: bool, checked: int) -> Plan:
+    def divided(self, budget: int, made: bool, table: bool, checked: int, walked: bool) -> Plan:
         """The budget by stages.
 
         Args:
             budget: network calls.
             made: whether data are to be made; table: whether the KLUB table is; checked: calls to look at the data.
+            walked: whether the trajectories of plans are there.
 
         Errors: `ArgumentError` when it is too small.
         """
@@ -134,6 +137,7 @@ class Work:
             selection=len(ground.seeds.selection) if ground.seeds.selection else None,
             report=len(ground.seeds.report) if ground.seeds.report else None,
             table=table,
+            walked_already=walked,
             checked=checked,
             fewest=FEWEST if ground.objective in ("frechet", STAGED) else 0,
         )

@@ -57,7 +57,8 @@ def optimize(
     model: ModelName,
     nfe: Calls,
     method: Annotated[
-        str, typer.Option(help="dmn (no network calls), ays, or auto (both, from every start).")
+        str,
+        typer.Option(help="dmn (no network calls), ays, auto (both, from every start), gits, oss or local_error."),
     ] = "auto",
     solver: Solvers = None,
     each: Annotated[bool, typer.Option("--each", help="A result for each solver, instead of one winner.")] = False,
@@ -94,6 +95,9 @@ def optimize(
     Hand-crafted times, DMN's and Align Your Steps' are raced on the same seeds, and the winner is judged again on fresh
     ones, beside the best hand-crafted times. Writes schedule.json (the sampler), samples.png (before and after, same
     seeds), report.html (figures, costs, how to use it) and search.json (the record).
+
+    gits, oss and local_error plan the times by dynamic programming on a teacher's trajectories, which all --nfe share;
+    local_error looks at the error of the solver's own steps.
 
     Ctrl-C keeps the best so far. What cost network calls is kept in .cache beside the results, so the same command goes
     on from there, and another --nfe or --solver with the same --out shares it.

@@ -18,14 +18,17 @@ from fewstep.errors import DenoiserError
 from fewstep.progress import Event, Report
 from fewstep.search.klub import Gram
 from fewstep.search.ledger import Ledger
-from fewstep.search.methods import AYS, HAND, Source, entered
+from fewstep.search.methods import AYS, DESCENDING, HAND, Source, entered
 from fewstep.search.objective import Scorer
 from fewstep.search.plan import AROUND, FINALISTS, Plan
+from fewstep.search.planner import PLANNED, Planner
 from fewstep.search.select import Candidate, Race, finite
 from fewstep.tableau import Tableau
 
 THINNED = 5
 """Grids of each way down that may enter before its best are known."""
+PROPOSALS = {"gits": 8, "oss": 2, "local_error": 10}
+"""Entries that are kept for the times that a plan proposes."""
 HANDS = (3, 2)
 """Hand-crafted grids that go on to each later round whatever their standing: the start must be well judged too."""
 
@@ -38,7 +41,7 @@ class Competition:
         scorer: judges samples on selection seeds, `plan.counts[-1]` of the race and then `plan.fresh` of the finals.
         finals: the same judge on fresh selection seeds.
         plan: rooms and counts.
-        method: `auto`, `ays` or `dmn`.
+        method: one of `METHODS`.
         ledger: where the cost is written.
         progress: told after every score.
         given: somebody else's table, which enters too, and whose times all solvers try; the winner of the finals is
@@ -68,6 +71,8 @@ class Competition:
         """Hand-crafted grids, and DMN's where the method wants them."""
         with self._stage():
             room = self.plan.rooms[0]
+            if self.method in PLANNED:
+                room -= min(room // 2, PROPOSALS[self.method])
             first, others = self.sources[0], self.sources[1:]
             if self.given is not None:
                 self._enter([entered(first.window, self.given, first.nfe)], room)
@@ -77,7 +82,7 @@ class Competition:
             best = [c.origin for c in self.race.standing()[:4]]
             for source in others:
                 self._enter((c for c in source.hand() if c.origin in best), room)
-            if self.method != "ays":
+            if self.method in ("auto", "dmn"):
                 for source in self._by_standing()[:2]:
                     self._enter(source.dmn(4 if self.method == "dmn" else 2), room)
             if self._failure is not None and all(math.isinf(c.scores[self.plan.counts[0]]) for c in self.race.entries):
@@ -97,12 +102,18 @@ class Competition:
                 room = left if source is sources[-1] else math.ceil(0.7 * left)
                 self._enter(source.thinned([c.origin for c in mine], THINNED), len(self.race.entries) + room)
 
+    def propose(self, planner: Planner) -> None:
+        """Times planned on teacher trajectories; the plans of the best solvers enter first."""
+        with self._stage():
+            for source in self._by_standing():
+                self._enter(source.planned(planner, self.method), self.plan.rooms[0])
+
     def conclude(self) -> None:
         """Later rounds; before the last one the neighbours of the best enter, and the surrogate's guesses."""
         with self._stage():
             second, third = self.plan.rooms[1:]
-            self._promote(1, second if self.method == "dmn" else second - second // 3)
-            if self.method != "dmn":
+            self._promote(1, second - second // 3 if self.method in DESCENDING else second)
+            if self.method in DESCENDING:
                 self._enter(self._neighbours(), self.plan.rooms[0])
                 self._promote(1, second)
             for k in range(self.plan.guesses):

@@ -18,13 +18,16 @@ from fewstep.rules import SolverSchedule, Step
 from fewstep.search.ays import DIRECT, Descent, Snapshot, descents, to_ratios, to_times
 from fewstep.search.dmn import dmn_times
 from fewstep.search.klub import Gram
+from fewstep.search.planner import PLANNED, Planner
 from fewstep.search.relatives import rescaled_entropic
 from fewstep.search.select import Candidate
 from fewstep.search.surrogate import Array, propose
 from fewstep.search.window import Window
 from fewstep.tableau import Tableau
 
-METHODS = ("auto", "ays", "dmn")
+METHODS = ("auto", "ays", "dmn", *PLANNED)
+DESCENDING = ("auto", "ays")
+"""Methods that go down a KLUB table."""
 RECOMMENDED = ("dpmpp_2m", "unipc", "ipndm", "dpmpp_3m")
 """What `solver="auto"` tries: multistep solvers, one network call a step, each the best of its family somewhere."""
 DMN_OPTIONS: tuple[dict[str, Any], ...] = ({"p": 1.0}, {"p": 2.0}, {"p": 1.0, "order": 2}, {"p": 1.0, "truncation": 0})
@@ -103,6 +106,11 @@ class Source:
             ends = {"start": self.window.start, "end": self.window.end}
             grid = dmn_times(self.noise, self.steps, **ends, **options)
             yield from _some(self.candidate(grid, DMN, f"DMN, {said}", **options))
+
+    def planned(self, planner: Planner, method: str) -> Iterator[Candidate]:
+        """Times that a plan on teacher trajectories proposes."""
+        for grid, origin, about in planner.propose(method, self.name, self.solver, self.steps):
+            yield from _some(self.candidate(grid, method, origin, **about))
 
     def relatives(self, gram: Gram) -> Iterator[Candidate]:
         """Times from the network's own denoising loss, which the KLUB table holds."""

@@ -11,24 +11,28 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from fewstep.errors import ArgumentError
+from fewstep.search.dynamic_oss import calls as oss_calls
+from fewstep.search.planner import PLANNED
 
 REPORT, PAIRED, GRAM = 0.28, 0.05, 0.13
 """Shares of the final figures, of the teacher behind the paired figure, of the noising paths; the race has the rest."""
 FINALISTS = 4
 """The best three and the best hand-crafted grid."""
+PATHS, STEPPED = 0.12, 0.1
+"""Shares of the teacher's trajectories that plans are made on, and of the student's states that OSS follows."""
 LEVELS = 96
 """Noise levels of the KLUB table."""
 LEAST = 48
 """Samples of a final figure, at least: fewer give no standard error."""
 AROUND = 0.2
 """Part of the race's entries that is kept for the neighbours of the best."""
-ENTRIES = {"dmn": 16, "ays": 40, "auto": 36}
+ENTRIES = {"dmn": 16, "ays": 40, "auto": 36, "gits": 24, "oss": 18, "local_error": 26}
 """Entries that the race is laid out for; a larger budget first goes into more images for each."""
-GUESSES = {"dmn": 0, "ays": 0, "auto": 16}
+GUESSES = {"dmn": 0, "ays": 0, "auto": 16, "gits": 0, "oss": 0, "local_error": 0}
 """Places that the surrogate may propose."""
 LAST = 8
 """Images of the last round and of the finals, in those of the first: a few bad samples weigh much in a small set."""
-LEAST_ENTRIES = {"dmn": 13, "ays": 24, "auto": 24}
+LEAST_ENTRIES = {"dmn": 13, "ays": 24, "auto": 24, "gits": 18, "oss": 15, "local_error": 20}
 """Entries that are given up last when images get dear: the hand-crafted grids, and some of each way."""
 FEW_LAST = 6
 """As LAST, where images are dear."""
@@ -47,6 +51,7 @@ class Plan:
         max_calls: the budget.
         levels, paths: noise levels and data samples of the KLUB table; 0 without AYS.
         made: samples that the teacher makes because there are no data.
+        trajectories: of the teacher, that plans are made on; stepped: those that OSS follows. 0 with other methods.
         counts: images in each round of the race.
         rooms: candidates in each round; guesses: those that the surrogate proposes, which enter at the second round.
         fresh: images in the finals, on fresh seeds.
@@ -60,6 +65,8 @@ class Plan:
     levels: int
     paths: int
     made: int
+    trajectories: int
+    stepped: int
     counts: tuple[int, ...]
     rooms: tuple[int, ...]
     guesses: int
@@ -101,6 +108,7 @@ def plan(
     selection: int | None = None,
     report: int | None = None,
     table: bool = True,
+    walked_already: bool = False,
     checked: int = 0,
     fewest: int = 0,
 ) -> Plan:
@@ -111,7 +119,7 @@ def plan(
         nfe: calls of the sampler that is looked for.
         batch_cost: network calls of one evaluation (2 with guidance).
         teacher: calls of one reference sample; 0 where there is none.
-        method: `auto`, `ays` or `dmn`.
+        method: one of `fewstep.search.methods.METHODS`.
         solvers: how many solvers compete.
         made: whether the data have to be made by the teacher.
         taught: what compares with the teacher: 0 nothing, 1 the race, 2 the finals too.
@@ -119,24 +127,28 @@ def plan(
         most_paths: data samples that there are.
         paths, selection, report: numbers of samples that the caller asks for.
         table: whether the KLUB table is still to be computed, where the method needs one.
+        walked_already: whether the plans' trajectories are there.
         checked: calls for a look at the data.
         fewest: images of the first round that the judge should have. Where the budget is short, fewer samplers enter
             rather than fewer images are made, down to `LEAST_ENTRIES`.
 
     Errors: `ArgumentError` when the budget is too small for any search; it says how much would do.
     """
-    klub = method != "dmn"
+    klub = method in ("auto", "ays")
     one, taught_one = nfe * batch_cost, teacher * batch_cost
     whole = max_calls - batch_cost
     shown = report or _between(REPORT * whole / (2 * one), LEAST, 5000)
     pairs = min(shown, _between(PAIRED * whole / taught_one, 8, 256)) if teacher else 0
     levels = levels if klub and table else 0
     walks = walked(whole, levels * batch_cost, taught_one if made else 0, klub, most_paths, paths)
+    runs, stepped = trajectories(whole, method, taught_one, nfe, batch_cost, paths, walked_already)
     stages = {
         "probe": batch_cost,  # one question, by which a cache recognises the network
         "range of the data": checked,
         "data": walks * taught_one if made else 0,
         "KLUB table": walks * levels * batch_cost,
+        "trajectories": runs * taught_one,
+        "optimal steps": 2 * stepped * oss_calls(teacher + 1, nfe) * batch_cost,
         "report": 2 * shown * one,
         "teacher of the report": pairs * taught_one,
     }
@@ -145,16 +157,38 @@ def plan(
     counts, rooms, guesses, fresh = shape.fill(rest, selection, fewest, LEAST_ENTRIES[method])
     if rooms[0] < 8:
         why = ", or give data=, which the teacher has to make otherwise" if made else ""
+        enough = _enough(nfe, batch_cost, teacher, klub, made, taught) + checked + 2 * stages["trajectories"]
         raise ArgumentError(
-            f"max_calls={max_calls} is too small a budget at {nfe} calls per sample: the search needs about "
-            f"{_enough(nfe, batch_cost, teacher, klub, made, taught) + checked}; give more calls (or minutes){why}"
+            f"max_calls={max_calls} is too small a budget at {nfe} calls per sample: the search needs about {enough}; "
+            f"give more calls (or minutes){why}"
         )
     stages["race"] = shape.images(counts, rooms, guesses) * one
     stages["finals"] = FINALISTS * fresh * one
     stages["teacher of the selection"] = shape.teacher(counts[-1], fresh)
     return Plan(
-        max_calls, levels, walks, walks if made else 0, counts, rooms, guesses, fresh, taught, shown, pairs, one, stages
-    )
+        max_calls, levels, walks, walks if made else 0, runs, stepped, counts, rooms, guesses, fresh, taught, shown,
+        pairs, one, stages,
+    )  # fmt: skip
+
+
+def trajectories(
+    calls: int, method: str, per_path: int, n_max: int, batch_cost: int, asked: int | None, there: bool
+) -> tuple[int, int]:
+    """How many teacher trajectories a plan is made on, and how many of them OSS follows.
+
+    Args:
+        calls: of the whole budget.
+        method: which may need none.
+        per_path: network calls of one trajectory.
+        n_max: largest number of steps that OSS searches.
+        batch_cost: network calls of one evaluation.
+        asked: the number that the caller wants; there: whether they are made already.
+    """
+    if method not in PLANNED or there or not per_path:
+        return 0, 0
+    runs = asked or _between(PATHS * calls / per_path, 8, 256)
+    one = 2 * oss_calls(per_path // batch_cost + 1, n_max) * batch_cost
+    return runs, min(runs, _between(STEPPED * calls / max(1, one), 2, 64)) if method == "oss" else 0
 
 
 def walked(calls: int, per_path: int, per_sample: int, klub: bool, most: int, asked: int | None) -> int:

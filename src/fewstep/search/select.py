@@ -27,7 +27,7 @@ class Candidate:
 
     Attributes:
         schedule: its decisions; tableau: its numbers.
-        solver: the solver's name; method: `hand`, `dmn`, `ays`; origin: where the times come from, in words.
+        solver: the solver's name; method: `hand`, `dmn`, `ays`, ..; origin: where the times come from, in words.
         log_ratios: `[n+1]` log(sigma / alpha) of its times, to recognise equal grids.
         scores: score by number of images.
         about: plain data for the record.
