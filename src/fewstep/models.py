@@ -25,6 +25,7 @@ from fewstep.denoiser import Denoiser
 from fewstep.errors import ArgumentError
 from fewstep.guidance import guided
 from fewstep.metrics import Features, Statistics
+from fewstep.networks.labels import innermost
 from fewstep.noise import EDM, Discrete, Flow, NoiseSchedule, VPCosine, VPLinear
 
 NOISES: dict[str, Callable[[], NoiseSchedule]] = {
@@ -170,6 +171,9 @@ def _from_factory(name: str) -> Denoiser:
 
 def default_condition(model: Denoiser, seeds: Sequence[int]) -> Tensor | None:
     """Balanced labels, `seed % classes` for each seed, for a class-conditional network of this package; else None."""
+    inner = innermost(model)
+    if hasattr(inner, "condition_of"):
+        return inner.condition_of(seeds)
     classes = networks.classes_of(model)
     return None if classes is None else torch.tensor([int(seed) % classes for seed in seeds], device=model.device)
 
