@@ -61,7 +61,7 @@ class Tabulator:
 
     noise: NoiseSchedule
     model: str
-    guidance: float = 1.0
+    guidance: float | None = None
 
     def __call__(self, schedule: SolverSchedule) -> Tableau:
         """The table.
@@ -88,7 +88,7 @@ class Evaluator:
     """Evaluates schedules on one network.
 
     Args:
-        model: `mnist`, `problem:NAME` or `python:MODULE:FACTORY`.
+        model: `mnist`, `problem:NAME`, `diffusers:PATH_OR_ID?prompts=FILE` or `python:MODULE:FACTORY`.
         objective: `frechet`, `teacher`, `auto` (`frechet` where features are known) or `python:MODULE:FUNCTION`, a
             function `images [B, *shape] -> [B]`, lower is better.
         images: the most that a selection asks for.
@@ -107,7 +107,7 @@ class Evaluator:
         *,
         images: int,
         fresh: int = 0,
-        guidance: float = 1.0,
+        guidance: float | None = None,
         batch_size: int = BATCH,
         teacher_calls: int = CALLS,
         offset: int = 0,
@@ -138,8 +138,8 @@ class Evaluator:
     @property
     def identity(self) -> dict[str, Any]:
         """What scores depend on besides the schedule: two studies may be joined only when these agree."""
-        judge = self._judges[False]
-        return {
+        judge, about = self._judges[False], models.about(self.model)
+        return ({"network": about} if about else {}) | {
             "model": self.name,
             "fingerprint": self.model.fingerprint,
             "noise": self.model.noise.to_dict(),

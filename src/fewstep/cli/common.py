@@ -33,13 +33,18 @@ ModelName = Annotated[
     typer.Argument(
         metavar="MODEL",
         show_default=False,
-        help="mnist, problem:NAME, edm:FILE or python:MODULE:FACTORY; see `fewstep models`.",
+        help="mnist, problem:NAME, edm:FILE, diffusers:PATH_OR_ID or python:MODULE:FACTORY; see `fewstep models`.",
     ),
 ]
 ScheduleFile = Annotated[
     Path, typer.Argument(metavar="FILE", show_default=False, help="A schedule file, or the folder of `optimize`.")
 ]
-Guidance = Annotated[float, typer.Option("--guidance", "-g", help="Classifier-free guidance weight; 1 is none.")]
+Guidance = Annotated[
+    float | None,
+    typer.Option(
+        "--guidance", "-g", help="Classifier-free guidance weight; 1 is none.", show_default="1; a pipeline's own"
+    ),
+]
 TrustPickle = Annotated[
     bool,
     typer.Option(
@@ -146,7 +151,7 @@ def load_table(path: Path, network: Denoiser | None = None) -> Tableau:
     return table
 
 
-def model_option(name: str, guidance: float, trust_pickle: bool = False) -> Any:
+def model_option(name: str, guidance: float | None, trust_pickle: bool = False) -> Any:
     """The model of a command's arguments."""
     from fewstep.models import load
 

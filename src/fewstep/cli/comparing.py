@@ -29,6 +29,7 @@ from fewstep.cli.common import (
     show,
     whole_numbers,
 )
+from fewstep.cli.pipelines import with_pipeline_options
 from fewstep.errors import ArgumentError
 from fewstep.words import with_error
 
@@ -47,6 +48,7 @@ AGAIN = "start the same command again to go on"
 
 
 @guarded
+@with_pipeline_options
 def compare(
     model: ModelName,
     nfe: Annotated[
@@ -67,7 +69,7 @@ def compare(
     by: Annotated[
         str | None, typer.Option(help="fd, rms or nll; by default fd for networks, rms for problems.")
     ] = None,
-    guidance: Guidance = 1.0,
+    guidance: Guidance = None,
     trust_pickle: TrustPickle = False,
     out: Annotated[Path | None, typer.Option(help="Folder for compare.json and compare.png.")] = None,
     cache: Annotated[
@@ -84,6 +86,7 @@ def compare(
     Finished scores are kept: after Ctrl-C, or with more calls or solvers, the same command goes on where it was.
     """
     from fewstep import compare as engine
+    from fewstep.models import about
     from fewstep.models import judge as judge_of
     from fewstep.progress import shown
     from fewstep.randomness import ReportSeeds
@@ -106,8 +109,9 @@ def compare(
     except KeyboardInterrupt:
         raise Stopped(f"{len(rows)} of {len(cells)} scores are done and kept in {store}; {AGAIN}") from None
     title = f"{SCORES[metric]} on {samples:,} samples"
+    weight = about(network).get("guidance", 1.0 if guidance is None else guidance)
     data = {
-        "model": model, "fingerprint": network.fingerprint, "guidance": guidance, "by": metric, "seeds": repr(seeds),
+        "model": model, "fingerprint": network.fingerprint, "guidance": weight, "by": metric, "seeds": repr(seeds),
         "rows": [row.to_dict() for row in rows],
     }  # fmt: skip
     if out is not None:

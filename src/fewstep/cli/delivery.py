@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from fewstep.tableau import Tableau
 
 PICTURED, COLUMNS, POINTS = 64, 8, 400  # images in the picture, in a row of it; samples that are no images
+DECODED = 24  # images of a pipeline: its decoder takes as long as a few network calls for each
 AROUND = (-2, 0, 2, 4)  # calls fewer and more, in the report's chart
 CHARTED = 256  # samples behind each of its points
 
@@ -86,13 +87,15 @@ class Delivery:
 
     def _samples(self) -> dict[str, Tensor]:
         """The same seeds with each sampler; the teacher's are mostly there already."""
+        from fewstep.models import about, pictures
         from fewstep.randomness import ReportSeeds
-        from fewstep.report.images import is_image
+        from fewstep.report.images import is_image, thumbnails
         from fewstep.sampling import sample
         from fewstep.search.ledger import Ledger
 
         # Of images as many as the teacher made for the report anyway; points cost next to nothing.
-        images = max(2, min(PICTURED, int(self.found.plan.get("paired", PICTURED))) // COLUMNS) * COLUMNS
+        most = DECODED if about(self.network) else PICTURED
+        images = max(2, min(most, int(self.found.plan.get("paired", PICTURED))) // COLUMNS) * COLUMNS
         seeds = ReportSeeds(images if is_image(self.network.shape) else POINTS)
         with self._counted("picture"):
             init = None
@@ -108,8 +111,9 @@ class Delivery:
                 for role, tableau in (("before", self.found.start), ("after", self.found.tableau))
             }
             made["teacher"] = self.teacher(seeds)
+            shown = {role: pictures(self.network, samples) for role, samples in made.items()}
         self.report(Event("picture", 1, 1))
-        return made
+        return {role: thumbnails(samples) for role, samples in shown.items()} if about(self.network) else shown
 
     def _series(self, around: bool) -> tuple[list[Series], str, str]:
         """Lines of quality against calls, their judge and a remark: from searches beside this one, else measured."""

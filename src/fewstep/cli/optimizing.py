@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,6 +21,7 @@ from fewstep.cli.common import (
     show,
     with_option,
 )
+from fewstep.cli.pipelines import short_name, with_pipeline_options
 from fewstep.errors import ArgumentError
 from fewstep.words import seconds_in_words, with_error
 
@@ -53,6 +53,7 @@ Around = Annotated[
 
 
 @guarded
+@with_pipeline_options
 def optimize(
     model: ModelName,
     nfe: Calls,
@@ -73,7 +74,7 @@ def optimize(
     objective: Annotated[
         str, typer.Option(help="What selects: frechet, teacher, or auto (frechet where features are known).")
     ] = "auto",
-    guidance: Guidance = 1.0,
+    guidance: Guidance = None,
     trust_pickle: TrustPickle = False,
     out: Annotated[Path | None, typer.Option(help="Folder for the results.", show_default="runs/MODEL-NFE")] = None,
     around: Around = True,
@@ -96,13 +97,13 @@ def optimize(
     from fewstep.cli.asked import Asked
     from fewstep.cli.common import flat
 
-    name = model if guidance == 1 else with_option(model, f"guidance={guidance:g}")
+    name = model if guidance is None else with_option(model, f"guidance={guidance:g}")
     name = with_option(name, "trust-pickle") if trust_pickle else name
     asked = Asked(
         name, method, objective, minutes, max_calls, start, strength, end, batch_size, around, quiet or as_json
     )
     nfes, names = _nfes(nfe), flat(solver) or ["dpmpp_2m"]
-    plain = re.sub(r"[^A-Za-z0-9_.-]+", "-", model).strip("-")
+    plain = short_name(model)
     several = each or len(nfes) > 1
     folder = out or Path("runs") / (plain if several else f"{plain}-{nfes[0]}")
     try:
@@ -163,6 +164,7 @@ COMMANDS: Commands = (
             "fewstep optimize python:my_module:make_model --nfe 6 --guidance 4",
             "fewstep optimize mnist --method ays --nfe 5,6,8,10 --solver dpmpp_2m,ddim,sde_dpmpp_2m --each",
             "fewstep optimize mnist --nfe 5 --start 2.5",
+            "fewstep optimize diffusers:my-sd15 --prompts prompts.txt --guidance 7.5 --nfe 6 --dtype float16",
             note="Then: fewstep sample, compare, show and export take the folder's schedule.json.",
         ),
     ),

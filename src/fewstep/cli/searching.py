@@ -22,6 +22,7 @@ from fewstep.cli.common import (
     show,
     whole_numbers,
 )  # fmt: skip
+from fewstep.cli.pipelines import with_pipeline_options
 from fewstep.errors import ArgumentError
 from fewstep.words import seconds_in_words, with_error
 
@@ -64,6 +65,7 @@ def workers_of(
 
 
 @guarded
+@with_pipeline_options
 def start(
     model: ModelName,
     nfe: Annotated[list[str], typer.Option(help="Network calls that are searched together: 5, 4-10 or 5,8.")],
@@ -85,7 +87,7 @@ def start(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the proposals.")] = 0,
     offset: Annotated[int, typer.Option(min=0, help="Skip this many seeds of images: an independent repetition.")] = 0,
-    guidance: Guidance = 1.0,
+    guidance: Guidance = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images given to the network at once.")] = 64,
     workers: Count = 1,
     pool: PoolName = "auto",

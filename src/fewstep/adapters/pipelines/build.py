@@ -1,11 +1,10 @@
-"""`from_diffusers`: a pipeline as a `Denoiser`; and a pipeline from a folder or the Hub. diffusers is imported here."""
+"""`from_diffusers`: a pipeline as a `Denoiser`."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +19,8 @@ from fewstep.denoiser import Denoiser
 from fewstep.errors import ArgumentError
 from fewstep.fingerprint import parameters_digest
 from fewstep.guidance import guided
+
+NO_PROMPTS = "{} needs prompts: give a list of texts (--prompts FILE), or embeds= if they are encoded already"
 
 
 def from_diffusers(
@@ -118,7 +119,7 @@ def _texts(family: Family, prompts: Any) -> Sequence[Any]:
     if prompts is None and hasattr(family, "classes"):
         return range(family.classes)  # type: ignore[attr-defined]
     if prompts is None or len(prompts) == 0:
-        raise ArgumentError(f"{name} needs prompts: give a list of texts, or embeds= if they are encoded already")
+        raise ArgumentError(NO_PROMPTS.format(name))
     missing = [part for part in family.encoders if getattr(family.pipe, part, None) is None]
     if missing and len(missing) == len(family.encoders):
         raise ArgumentError(f"{name} was loaded without {missing[0]}: give embeds= in place of prompts")
@@ -174,106 +175,3 @@ def _facts(
 
 def _name(pipe: Any) -> str:
     return str(pipe.config.get("_name_or_path") or type(pipe).__name__)
-
-
-DTYPES = {
-    "float32": torch.float32, "fp32": torch.float32, "float16": torch.float16, "fp16": torch.float16,
-    "bfloat16": torch.bfloat16, "bf16": torch.bfloat16,
-}  # fmt: skip
-
-
-def load(
-    place: str, *, guidance: float | None = None, device: torch.device | str | None = None, **options: str
-) -> Denoiser:
-    """The pipeline of a folder or of the Hub, as `diffusers:PLACE?name=value&...` asks for it.
-
-    Args:
-        place: folder of `save_pretrained`, or an id of the Hub.
-        guidance, device: see `fewstep.load`.
-        options: `prompts` (a file: one prompt a line, or .safetensors of embeddings), `negative-prompt`, `height`,
-            `width`, `frames`, `dtype` of the network, `guidance-2`, `guidance-rescale`, `shift`, and `offload`, which
-            keeps only the part at work on the device.
-
-    Errors: `ArgumentError`, before anything is loaded where the name alone tells.
-    """
-    unknown = sorted(set(options) - {*OPTIONS})
-    if unknown:
-        raise ArgumentError(
-            f"{unknown[0]!r} in the model's name is no option of a pipeline; known are {', '.join(OPTIONS)}"
-        )
-    values = {argument: _number(name, options[name], kind) for name, (argument, kind) in NUMBERS.items()
-              if name in options}  # fmt: skip
-    name = options.get("dtype", "float32")
-    if name not in DTYPES:
-        raise ArgumentError(f"dtype={name}: give one of {', '.join(DTYPES)}")
-    asked = read_prompts(options["prompts"]) if "prompts" in options else {}
-    pipe = opened(place, DTYPES[name], device, offload="offload" in options)
-    return from_diffusers(pipe, guidance=guidance, negative_prompt=options.get("negative-prompt"), **values, **asked)
-
-
-NUMBERS: dict[str, tuple[str, type]] = {
-    "height": ("height", int), "width": ("width", int), "frames": ("num_frames", int),
-    "guidance-2": ("guidance_2", float), "guidance-rescale": ("guidance_rescale", float), "shift": ("shift", float),
-}  # fmt: skip
-OPTIONS = ("prompts", "negative-prompt", *NUMBERS, "dtype", "offload")
-
-
-def _number(name: str, text: str, kind: type) -> Any:
-    try:
-        return kind(text)
-    except ValueError:
-        raise ArgumentError(f"{name}={text}: give {'a whole number' if kind is int else 'a number'}") from None
-
-
-def read_prompts(file: str | Path) -> dict[str, Any]:
-    """`prompts`, one a line, of a text file; or `embeds` of a .safetensors.
-
-    Errors: `ArgumentError` for a file that is not there, holds nothing, or cannot be read.
-    """
-    path = Path(file)
-    if not path.is_file():
-        raise ArgumentError(f"the prompts file {path} does not exist: give a text file, one prompt a line")
-    if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            return {"embeds": load_file(path)}
-        except (SafetensorError, OSError) as error:
-            raise ArgumentError(f"the prompts file {path} cannot be read as safetensors ({error})") from error
-    try:
-        lines = [line.strip() for line in path.read_text("utf-8").splitlines()]
-    except (UnicodeDecodeError, OSError) as error:
-        raise ArgumentError(f"the prompts file {path} cannot be read as UTF-8 text ({error})") from error
-    prompts = [line for line in lines if line]
-    if not prompts:
-        raise ArgumentError(f"the prompts file {path} is empty: write one prompt a line")
-    return {"prompts": prompts}
-
-
-def opened(place: str, dtype: torch.dtype, device: torch.device | str | None, *, offload: bool = False) -> Any:
-    """A pipeline on its device, without its progress bar.
-
-    Errors: `ArgumentError` for a place that holds none.
-    """
-    try:
-        import diffusers
-    except ImportError as error:
-        raise ArgumentError("diffusers: models need diffusers: pip install 'fewstep[diffusers]'") from error
-    folder = Path(place).expanduser()
-    local = folder.exists() or place.startswith((".", "/", "~")) or place.count("/") != 1
-    if local and not (folder / "model_index.json").is_file():
-        raise ArgumentError(
-            f"{place} has no model_index.json: give the folder of a pipeline's save_pretrained, or an id of the Hub"
-        )
-    try:
-        pipe = diffusers.DiffusionPipeline.from_pretrained(str(folder) if local else place, torch_dtype=dtype)
-    except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ArgumentError(f"diffusers cannot load {place} ({first}): give a folder or an id that it can") from error
-    pipe.set_progress_bar_config(disable=True)
-    where = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if offload:
-        pipe.enable_model_cpu_offload(device=where)
-        return pipe
-    return pipe.to(where)

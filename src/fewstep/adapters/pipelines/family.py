@@ -182,7 +182,8 @@ class Family(ABC):
         arguments = {
             "prompt": list(prompts), "prompt_2": None, "prompt_3": None, "device": self.device,
             "num_images_per_prompt": 1, "num_videos_per_prompt": 1, "do_classifier_free_guidance": guided,
-            "negative_prompt": None if negative is None else [negative] * len(prompts), "negative_prompt_2": None, "negative_prompt_3": None, **self.options,
+            "negative_prompt": None if negative is None else [negative] * len(prompts),
+            "negative_prompt_2": None, "negative_prompt_3": None, **self.options,
         }  # fmt: skip
         takes = inspect.signature(self.pipe.encode_prompt).parameters
         made = self.pipe.encode_prompt(**{name: value for name, value in arguments.items() if name in takes})

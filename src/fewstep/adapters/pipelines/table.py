@@ -35,13 +35,11 @@ SPECIAL = {
 """Families that are refused for a reason of their own, by how their class names begin."""
 
 
-def family_of(pipe: Any, ask: Ask) -> Family:
-    """The adapter of a pipeline.
+def family_named(name: str) -> type[Family]:
+    """The adapter of pipelines whose class has that name.
 
-    Errors: `ArgumentError` for a class that is not known, a pipeline that lacks its network, or one whose calls depend
-        on more than a state, a time and a prompt.
+    Errors: `ArgumentError` for a class that is not known.
     """
-    name = type(pipe).__name__
     family = FAMILIES.get(name)
     if family is None:
         reason = next((f": {why}" for start, why in SPECIAL.items() if name.startswith(start)), "")
@@ -49,6 +47,17 @@ def family_of(pipe: Any, ask: Ask) -> Family:
             f"{name} has no adapter here{reason}. Known are {', '.join(FAMILIES)}; wrap the network of any other with "
             "fewstep.from_callable"
         )
+    return family
+
+
+def family_of(pipe: Any, ask: Ask) -> Family:
+    """The adapter of a pipeline.
+
+    Errors: `ArgumentError` for a class that is not known, a pipeline that lacks its network, or one whose calls depend
+        on more than a state, a time and a prompt.
+    """
+    name = type(pipe).__name__
+    family = family_named(name)
     if family is not Wan and getattr(pipe, family.component, None) is None:
         raise ArgumentError(f"this {name} has no {family.component}: load the pipeline with it")
     made = family(pipe, ask)
