@@ -52,7 +52,7 @@ def with_pipeline_options(function: F) -> F:
 
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> None:
-        asked = {name: kwargs.pop(name, None) for name in OPTIONS}
+        asked = {name: kwargs.pop(name, None) for name in OPTIONS if name not in own.parameters}
         kwargs["model"] = folded(kwargs["model"], asked)
         function(*args, **kwargs)
 
@@ -62,12 +62,13 @@ def with_pipeline_options(function: F) -> F:
             name, inspect.Parameter.KEYWORD_ONLY, default=False if name == "offload" else None, annotation=kind
         )
         for name, kind in OPTIONS.items()
+        if name not in own.parameters
     ]
     run.__signature__ = own.replace(parameters=[*own.parameters.values(), *more])  # type: ignore[attr-defined]
     return run  # type: ignore[return-value]
 
 
-def folded(model: str, asked: dict[str, Any]) -> str:
+def folded(model: str | None, asked: dict[str, Any]) -> str | None:
     """The model's name with the options that were given.
 
     Raises:
@@ -77,8 +78,8 @@ def folded(model: str, asked: dict[str, Any]) -> str:
         option = name.replace("_", "-")
         if value is None or value is False:
             continue
-        if name != "device" and not model.startswith("diffusers:"):
-            raise ArgumentError(f"--{option} is for diffusers: models, and {model} is none; leave it out")
+        if model is None or (name != "device" and not model.startswith("diffusers:")):
+            raise ArgumentError(f"--{option} is for diffusers: models, and {model or 'there'} is none; leave it out")
         text = str(value.expanduser().absolute()) if isinstance(value, Path) else str(value)
         model = with_option(model, option if value is True else f"{option}={quote(text, safe='/:,~ ')}")
     return model
