@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fewstep import inputs, models
 from fewstep.errors import ArgumentError, DenoiserError
+from fewstep.features import on_pictures
 from fewstep.judging import Objective, checked_objective, selection_judge
 from fewstep.metrics.statistics import Estimate
 from fewstep.noise import NoiseSchedule
@@ -116,7 +117,8 @@ class Evaluator:
         self.model, self.name = models.load(model, guidance=guidance), model
         known = inputs.judge_of(self.model)
         function = function_of(objective) if objective.startswith("python:") else objective
-        self.objective: Objective = checked_objective(function, known, teacher_calls)
+        chosen = checked_objective(function, known, teacher_calls)
+        self.objective: Objective = on_pictures(self.model, chosen) if callable(chosen) else chosen
         self.tabulate = Tabulator(self.model.noise, model, guidance)
         self.selection, self.report = SelectionSeeds(images, offset), ReportSeeds(max(images, fresh), offset)
         self._batch, self._condition = batch_size, inputs.condition_of(self.model, None)

@@ -52,6 +52,15 @@ TrustPickle = Annotated[
         help="Read the .pkl of an edm: model. A pickle can carry code; none is run, but say that you know its origin.",
     ),
 ]
+Features = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME", help="Judge by these: python:MODULE:FACTORY returns images [B, C, H, W] in [-1, 1] -> [B, d]."
+    ),
+]
+Reference = Annotated[
+    Path | None, typer.Option(metavar="STATS", help="Statistics of --features on real images: npz with mu and sigma.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines instead of text.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
 

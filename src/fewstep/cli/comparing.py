@@ -15,9 +15,11 @@ import typer
 from fewstep.cli.common import (
     AsJson,
     Commands,
+    Features,
     Guidance,
     ModelName,
     Quiet,
+    Reference,
     Stopped,
     TrustPickle,
     examples,
@@ -69,6 +71,8 @@ def compare(
     by: Annotated[
         str | None, typer.Option(help="fd, rms or nll; by default fd for networks, rms for problems.")
     ] = None,
+    features: Features = None,
+    reference: Reference = None,
     guidance: Guidance = None,
     trust_pickle: TrustPickle = False,
     out: Annotated[Path | None, typer.Option(help="Folder for compare.json and compare.png.")] = None,
@@ -86,13 +90,14 @@ def compare(
     Finished scores are kept: after Ctrl-C, or with more calls or solvers, the same command goes on where it was.
     """
     from fewstep import compare as engine
+    from fewstep.features import judge_from
     from fewstep.models import about
     from fewstep.models import judge as judge_of
     from fewstep.progress import shown
     from fewstep.randomness import ReportSeeds
 
     network = model_option(model, guidance, trust_pickle)
-    judge, metric = _judge(judge_of(model), by, model, samples)
+    judge, metric = _judge(judge_from(network, features, reference) or judge_of(model), by, model, samples)
     cells = _cells(network, whole_numbers(nfe, "--nfe"), flat(schedule), flat(solver), flat(times))
     store = cache or _cache_file(out)
     seeds = ReportSeeds(samples, offset)

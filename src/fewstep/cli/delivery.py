@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fewstep.found import Found
+    from fewstep.models import Judge
     from fewstep.report.figures import Series
     from fewstep.report.page import Cost
     from fewstep.tableau import Tableau
@@ -41,13 +42,16 @@ class Delivery:
         folder: of the results.
         batch_size: samples at a time.
         report: told what is going on.
+        judge: that the user brought.
     """
 
     def __init__(
-        self, found: Found, model: str, folder: Path, batch_size: int, report: Report, cache: Path | None = None
-    ) -> None:
+        self, found: Found, model: str, folder: Path, batch_size: int, report: Report, cache: Path | None = None,
+        judge: Judge | None = None,
+    ) -> None:  # fmt: skip
         from fewstep.optimizing import prepared
 
+        self.judge = judge
         self.found, self.folder, self.batch_size, self.report = found, folder, batch_size, report
         begun = found.window["start"] if found.window["image_to_image"] else None
         self.ground = prepared(
@@ -141,7 +145,7 @@ class Delivery:
         from fewstep.randomness import ReportSeeds
         from fewstep.report.figures import Series
 
-        judge = inputs.judge_of(self.network) if metric == "fd" else None
+        judge = (self.judge or inputs.judge_of(self.network)) if metric == "fd" else None
         seeds = ReportSeeds(CHARTED if metric == "fd" else min(CHARTED, int(self.found.plan.get("paired", 0))))
         teacher = self.teacher if metric == "rms" else None
         series: list[Series] = []

@@ -11,9 +11,11 @@ import typer
 from fewstep.cli.common import (
     AsJson,
     Commands,
+    Features,
     Guidance,
     ModelName,
     Quiet,
+    Reference,
     Stopped,
     TrustPickle,
     examples,
@@ -74,6 +76,8 @@ def optimize(
     objective: Annotated[
         str, typer.Option(help="What selects: frechet, teacher, or auto (frechet where features are known).")
     ] = "auto",
+    features: Features = None,
+    reference: Reference = None,
     guidance: Guidance = None,
     trust_pickle: TrustPickle = False,
     out: Annotated[Path | None, typer.Option(help="Folder for the results.", show_default="runs/MODEL-NFE")] = None,
@@ -100,7 +104,19 @@ def optimize(
     name = model if guidance is None else with_option(model, f"guidance={guidance:g}")
     name = with_option(name, "trust-pickle") if trust_pickle else name
     asked = Asked(
-        name, method, objective, minutes, max_calls, start, strength, end, batch_size, around, quiet or as_json
+        name,
+        method,
+        objective,
+        minutes,
+        max_calls,
+        start,
+        strength,
+        end,
+        batch_size,
+        around,
+        quiet or as_json,
+        features,
+        reference,
     )
     nfes, names = _nfes(nfe), flat(solver) or ["dpmpp_2m"]
     plain = short_name(model)
