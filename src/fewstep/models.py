@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from fewstep import metrics, networks, problems
+from fewstep.adapters.pipelines.network import Latent
 from fewstep.conditions import Condition
 from fewstep.denoiser import Denoiser
 from fewstep.errors import ArgumentError
@@ -193,22 +194,28 @@ def default_condition(model: Denoiser, seeds: Sequence[int]) -> Condition:
     """Balanced labels, `seed % classes` for each seed, for a class-conditional network of this package; the prompts of
     a pipeline in turn; else None.
     """
-    inner = innermost(model)
-    if hasattr(inner, "condition_of"):
-        return inner.condition_of(seeds)
+    latent = _latent(model)
+    if latent is not None:
+        return latent.condition_of(seeds)
     classes = networks.classes_of(model)
     return None if classes is None else torch.tensor([int(seed) % classes for seed in seeds], device=model.device)
 
 
 def pictures(model: Denoiser, samples: Tensor) -> Tensor:
     """Samples as pixels: a pipeline's latents are decoded, a few at a time; others are what they are."""
-    inner = innermost(model)
-    return inner.decode(samples) if hasattr(inner, "decode") else samples
+    latent = _latent(model)
+    return samples if latent is None else latent.decode(samples)
 
 
 def about(model: Denoiser) -> dict[str, Any]:
     """What a pipeline's samples depend on (weights, guidance, prompts, sizes), JSON-ready; nothing for others."""
-    return dict(getattr(innermost(model), "facts", {}))
+    latent = _latent(model)
+    return {} if latent is None else dict(latent.facts)
+
+
+def _latent(model: Denoiser) -> Latent | None:
+    inner = innermost(model)
+    return inner if isinstance(inner, Latent) else None
 
 
 @dataclass(frozen=True)

@@ -168,7 +168,8 @@ def _facts(
         "guidance": family.scale if family.embedded else scales[0], "guidance_2": second, "rescale": rescale or None,
         "height": family.height, "width": family.width, "num_frames": family.frames, "prompts": prompts,
         "negative_prompt": negative, "dtype": str(family.dtype).removeprefix("torch."),
-        "adapters": adapters or None, "options": family.options or None, **family.facts(),
+        "adapters": adapters or None, **family.facts(),
+        "options": {k: v for k, v in family.options.items() if v is not None} or None,
     }  # fmt: skip
     return {key: value for key, value in facts.items() if value is not None}
 

@@ -149,8 +149,8 @@ class Family(ABC):
     def _known_options(self, options: Mapping[str, Any]) -> dict[str, Any]:
         encode = getattr(self.pipe, "encode_prompt", None)
         names = set(inspect.signature(encode).parameters) & set(self.defaults) if encode is not None else set[str]()
-        own = {n for n in names if not n.startswith(("negative_", "num_")) and "embeds" not in n and "mask" not in n}
-        own = (own | self.more_options()) - {"prompt"}
+        ours = ("prompt", "negative_", "num_")
+        own = {n for n in names if not n.startswith(ours) and "embeds" not in n} | self.more_options()
         unknown = sorted(set(options) - own)
         if unknown:
             raise ArgumentError(

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fewstep.adapters.diffusers import is_flow, prediction_of
+from fewstep.adapters.diffusers import is_flow
 from fewstep.conventions import Prediction
 from fewstep.errors import ArgumentError
 from fewstep.noise import EDM, Discrete, Flow, NoiseSchedule, as_float64
 
+PREDICTIONS: dict[str, Prediction] = {"epsilon": "epsilon", "sample": "x0", "v_prediction": "v"}
 SAME = 1e-4
 """Departure of float32 tables from the recipe that they were computed by, relative."""
 
@@ -46,7 +48,8 @@ def training_of(scheduler: Any, mu: float | None = None, shift: float | None = N
     Errors: `ArgumentError` for a scheduler that does not tell, or a shift for a model that has none.
     """
     config, name = scheduler.config, type(scheduler).__name__
-    if is_flow(scheduler):
+    family = config.get("family")  # as FewStepScheduler says it, which has the methods of all kinds
+    if family == "flow" or (family is None and is_flow(scheduler)):
         if config.get("num_train_timesteps", 1000) != 1000:
             raise ArgumentError(
                 f"{name} counts {config['num_train_timesteps']} training steps, and flow models here count 1000: wrap "
@@ -55,13 +58,13 @@ def training_of(scheduler: Any, mu: float | None = None, shift: float | None = N
         return Training(Flow(_shift(scheduler, mu) if shift is None else shift), "flow")
     if shift is not None:
         raise ArgumentError(f"shift={shift:g}: {name} is of a model without one; leave it out")
-    if name.startswith(("EDM", "CosineDPM")):
+    if family == "edm" or name.startswith(("EDM", "CosineDPM")):
         noise = EDM(float(config["sigma_min"]), float(config["sigma_max"]))
         return Training(noise, "x0", float(config["sigma_data"]), config.get("prediction_type") == "v_prediction")
     kind = config.get("prediction_type", "epsilon")
-    if kind not in ("epsilon", "sample", "v_prediction"):
-        raise ArgumentError(f"{name} says prediction_type={kind!r}: known are epsilon, sample and v_prediction")
-    return Training(_discrete(scheduler), cast("Prediction", prediction_of(scheduler)))
+    if kind not in PREDICTIONS:
+        raise ArgumentError(f"{name} says prediction_type={kind!r}: known are {', '.join(PREDICTIONS)}")
+    return Training(_discrete(scheduler), PREDICTIONS[kind])
 
 
 def _shift(scheduler: Any, mu: float | None) -> float:
@@ -81,7 +84,11 @@ def _discrete(scheduler: Any) -> Discrete:
     ends = (config.get("beta_start"), config.get("beta_end"), config.get("num_train_timesteps"))
     table = getattr(scheduler, "alphas_cumprod", None)
     zero = bool(config.get("rescale_betas_zero_snr"))
-    recipes = {"linear": Discrete.linear, "scaled_linear": Discrete.scaled_linear}
+    recipes: dict[str, Callable[[float, float, int], Discrete]] = {
+        "linear": Discrete.linear,
+        "scaled_linear": Discrete.scaled_linear,
+        "squaredcos_cap_v2": lambda _first, _last, n: Discrete.cosine(n),
+    }
     make = recipes.get(str(config.get("beta_schedule")))
     if make is not None and None not in ends and config.get("trained_betas") is None:
         noise = make(*ends)
