@@ -185,6 +185,14 @@ def test_seeds_take_the_prompts_in_turn_in_any_batch() -> None:
     assert gap(split, whole) < 1e-5
 
 
+def test_an_image_to_image_pipeline_has_the_same_network() -> None:
+    parts = tiny_pipelines.build("sd").pipe.components
+    other = diffusers.StableDiffusionImg2ImgPipeline(**parts, requires_safety_checker=False)
+    size = {"guidance": 3.0, "height": 16, "width": 16}
+    mine, theirs = (x0_of(fs.from_diffusers(p, TWO, **size), [0, 1]) for p in (other, tiny_pipelines.build("sd").pipe))
+    assert torch.equal(mine, theirs)
+
+
 def test_fingerprint_names_what_the_samples_depend_on() -> None:
     tiny = tiny_pipelines.build("wan-2.2")
     base = model_of(tiny).fingerprint

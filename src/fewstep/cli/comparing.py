@@ -101,7 +101,11 @@ def compare(
     cells = _cells(network, whole_numbers(nfe, "--nfe"), flat(schedule), flat(solver), flat(times))
     store = cache or _cache_file(out)
     seeds = ReportSeeds(samples, offset)
-    teacher = engine.teacher(network, cache=store.parent / "teacher") if metric == "rms" else None
+    teacher = (
+        engine.teacher(network, cache=store.parent / "teacher", batch_size=min(batch_size, 64))
+        if metric == "rms"
+        else None
+    )
     rows: list[Row] = []
     try:
         with shown(quiet=quiet or as_json) as report:

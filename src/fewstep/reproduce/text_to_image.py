@@ -66,7 +66,7 @@ class TextToImage:
                     self.model, missing, solver, self.method, minutes=self.minutes, max_calls=self.max_calls,
                     out=self.folder, batch_size=self.batch, progress=self.progress,
                 )  # fmt: skip
-        teacher = compare.teacher(self.model, cache=self.folder / ".cache" / "teacher")
+        teacher = compare.teacher(self.model, cache=self.folder / ".cache" / "teacher", batch_size=self.batch)
         results, seeds = Results(self.folder / "scores.jsonl"), ReportSeeds(self.samples, OFFSET)
         self.rows = []
         for row in compare.compare(
