@@ -156,9 +156,8 @@ def made_for(network: Mapping[str, Any]) -> str:
     prompts = network["prompts"]
     told = [f"{network['pipeline']} {network['weights']}", f"guidance {network['guidance']:g}"]
     told += [f"low-noise guidance {network['guidance_2']:g}"] if "guidance_2" in network else []
-    told += [f"adapters {', '.join(name for part in network['adapters'].values() for name in part)}"] * (
-        "adapters" in network
-    )
+    adapters = [name for part in network.get("adapters", {}).values() for name in part]
+    told += [f"adapters {', '.join(adapters)}"] if adapters else []
     return ", ".join([*told, size, f"{prompts['count']} prompts ({prompts['digest']})"])
 
 
