@@ -49,36 +49,42 @@ MOST_LINES = 6
 AGAIN = "start the same command again to go on"
 
 
+NfeOption = Annotated[
+    list[str] | None, typer.Option(help="Network calls per sample, one or more.", show_default="4 6 8 10")
+]
+ScheduleOption = Annotated[
+    list[str] | None,
+    typer.Option("--schedule", metavar="FILE", help="Schedule files to set beside the named solvers."),
+]
+SolverOption = Annotated[
+    list[str] | None, typer.Option(help="Named solvers, comma separated.", show_default=",".join(SOLVERS))
+]
+TimesOption = Annotated[
+    list[str] | None, typer.Option(help="Their times, comma separated.", show_default=",".join(GRIDS))
+]
+ByOption = Annotated[str | None, typer.Option(help="fd, rms or nll; by default fd for networks, rms for problems.")]
+CacheOption = Annotated[
+    Path | None, typer.Option(help="File of finished scores.", show_default="in --out, else the user's cache")
+]
+
+
 @guarded
 @with_pipeline_options
 def compare(
     model: ModelName,
-    nfe: Annotated[
-        list[str] | None, typer.Option(help="Network calls per sample, one or more.", show_default="4 6 8 10")
-    ] = None,
-    schedule: Annotated[
-        list[str] | None,
-        typer.Option("--schedule", metavar="FILE", help="Schedule files to set beside the named solvers."),
-    ] = None,
-    solver: Annotated[
-        list[str] | None, typer.Option(help="Named solvers, comma separated.", show_default=",".join(SOLVERS))
-    ] = None,
-    times: Annotated[
-        list[str] | None, typer.Option(help="Their times, comma separated.", show_default=",".join(GRIDS))
-    ] = None,
+    nfe: NfeOption = None,
+    schedule: ScheduleOption = None,
+    solver: SolverOption = None,
+    times: TimesOption = None,
     samples: Annotated[int, typer.Option("--samples", "-n", min=2, help="Samples behind each score.")] = 1000,
     offset: Annotated[int, typer.Option(min=0, help="Skip this many report seeds: an independent repetition.")] = 0,
-    by: Annotated[
-        str | None, typer.Option(help="fd, rms or nll; by default fd for networks, rms for problems.")
-    ] = None,
+    by: ByOption = None,
     features: Features = None,
     reference: Reference = None,
     guidance: Guidance = None,
     trust_pickle: TrustPickle = False,
     out: Annotated[Path | None, typer.Option(help="Folder for compare.json and compare.png.")] = None,
-    cache: Annotated[
-        Path | None, typer.Option(help="File of finished scores.", show_default="in --out, else the user's cache")
-    ] = None,
+    cache: CacheOption = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Samples given to the network at once.")] = 250,
     quiet: Quiet = False,
     as_json: AsJson = False,

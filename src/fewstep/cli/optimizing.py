@@ -54,28 +54,32 @@ Around = Annotated[
 ]
 
 
+MethodOption = Annotated[str, typer.Option(help="dmn (no network calls), ays, or auto (both, from every start).")]
+EndOption = Annotated[
+    str, typer.Option(help="Where the times end: zero, min (the network's own least time) or a time.")
+]
+MaxCallsOption = Annotated[
+    int | None, typer.Option(help="Network calls to spend in all.", show_default="13,000 for each of --nfe")
+]
+ObjectiveOption = Annotated[
+    str, typer.Option(help="What selects: frechet, teacher, or auto (frechet where features are known).")
+]
+
+
 @guarded
 @with_pipeline_options
 def optimize(
     model: ModelName,
     nfe: Calls,
-    method: Annotated[
-        str, typer.Option(help="dmn (no network calls), ays, or auto (both, from every start).")
-    ] = "auto",
+    method: MethodOption = "auto",
     solver: Solvers = None,
     each: Annotated[bool, typer.Option("--each", help="A result for each solver, instead of one winner.")] = False,
     start: Start = None,
     strength: Strength = None,
-    end: Annotated[
-        str, typer.Option(help="Where the times end: zero, min (the network's own least time) or a time.")
-    ] = "zero",
+    end: EndOption = "zero",
     minutes: Annotated[float | None, typer.Option(help="Time to spend; the number of calls follows from it.")] = None,
-    max_calls: Annotated[
-        int | None, typer.Option(help="Network calls to spend in all.", show_default="13,000 for each of --nfe")
-    ] = None,
-    objective: Annotated[
-        str, typer.Option(help="What selects: frechet, teacher, or auto (frechet where features are known).")
-    ] = "auto",
+    max_calls: MaxCallsOption = None,
+    objective: ObjectiveOption = "auto",
     features: Features = None,
     reference: Reference = None,
     guidance: Guidance = None,

@@ -38,63 +38,75 @@ if TYPE_CHECKING:
 EXPERIMENTS = ("ays-table5", "text-to-image")
 
 
+ExperimentOption = Annotated[
+    str,
+    typer.Argument(
+        metavar="EXPERIMENT", show_default=False, help="ays-table5: Align Your Steps, Table 5; or text-to-image."
+    ),
+]
+ModelOption = Annotated[
+    str | None, typer.Option(metavar="NAME", help="text-to-image: a model's name, diffusers:PATH_OR_ID.")
+]
+DataOption = Annotated[
+    Path | None, typer.Option(help="Its training images: a folder, a zip, or an npz of uint8 [N, H, W, C].")
+]
+ReferenceOption = Annotated[
+    Path | None, typer.Option(metavar="STATS", help="Feature statistics of the data: npz with mu and sigma.")
+]
+InceptionOption = Annotated[
+    Path | None, typer.Option(metavar="WEIGHTS", help="torch-fidelity's Inception weights (.pth).")
+]
+FeaturesOption = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Other features: python:MODULE:FACTORY returns images [B, C, H, W] -> [B, d]."),
+]
+ImagesOption = Annotated[
+    int | None, typer.Option(min=2, help="Images behind each score.", show_default="50,000; text-to-image 256")
+]
+SolverOption = Annotated[
+    list[str] | None,
+    typer.Option(help="Named solvers, comma separated.", show_default="the paper's seven; text-to-image dpmpp_2m"),
+]
+NfeOption = Annotated[
+    list[str] | None, typer.Option(help="Numbers of steps.", show_default="10,20,30,50; text-to-image 6,8,10")
+]
+OutOption = Annotated[
+    Path | None, typer.Option(help="Folder for the table and all scores.", show_default="runs/EXPERIMENT")
+]
+DeviceOption = Annotated[
+    str | None, typer.Option(help="Where the networks run.", show_default="cuda if there is one, else cpu")
+]
+BatchSizeOption = Annotated[
+    int | None, typer.Option(min=1, help="Images given to the network at once.", show_default="250; pipelines 32")
+]
+
+
 @guarded
 @with_pipeline_options
 def reproduce(
-    experiment: Annotated[
-        str,
-        typer.Argument(
-            metavar="EXPERIMENT", show_default=False, help="ays-table5: Align Your Steps, Table 5; or text-to-image."
-        ),
-    ],
-    model: Annotated[
-        str | None, typer.Option(metavar="NAME", help="text-to-image: a model's name, diffusers:PATH_OR_ID.")
-    ] = None,
+    experiment: ExperimentOption,
+    model: ModelOption = None,
     guidance: Guidance = None,
     minutes: Annotated[float | None, typer.Option(help="text-to-image: time for each search.")] = None,
     max_calls: Annotated[int | None, typer.Option(help="text-to-image: network calls for each search.")] = None,
     method: Annotated[str, typer.Option(help="text-to-image: dmn, ays or auto.")] = "auto",
     edm: Annotated[Path | None, typer.Option(metavar="FILE", help="An EDM network: .safetensors, or .pkl.")] = None,
-    data: Annotated[
-        Path | None, typer.Option(help="Its training images: a folder, a zip, or an npz of uint8 [N, H, W, C].")
-    ] = None,
-    reference: Annotated[
-        Path | None, typer.Option(metavar="STATS", help="Feature statistics of the data: npz with mu and sigma.")
-    ] = None,
-    inception: Annotated[
-        Path | None, typer.Option(metavar="WEIGHTS", help="torch-fidelity's Inception weights (.pth).")
-    ] = None,
-    features: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME", help="Other features: python:MODULE:FACTORY returns images [B, C, H, W] -> [B, d]."
-        ),
-    ] = None,
+    data: DataOption = None,
+    reference: ReferenceOption = None,
+    inception: InceptionOption = None,
+    features: FeaturesOption = None,
     trust_pickle: TrustPickle = False,
     fp16: Annotated[bool, typer.Option("--fp16", help="Compute in float16 inside the network (GPUs).")] = False,
-    images: Annotated[
-        int | None, typer.Option(min=2, help="Images behind each score.", show_default="50,000; text-to-image 256")
-    ] = None,
+    images: ImagesOption = None,
     seed_sets: Annotated[int, typer.Option(min=1, help="Repetitions on disjoint seeds.")] = 1,
-    solver: Annotated[
-        list[str] | None,
-        typer.Option(help="Named solvers, comma separated.", show_default="the paper's seven; text-to-image dpmpp_2m"),
-    ] = None,
-    nfe: Annotated[
-        list[str] | None, typer.Option(help="Numbers of steps.", show_default="10,20,30,50; text-to-image 6,8,10")
-    ] = None,
+    solver: SolverOption = None,
+    nfe: NfeOption = None,
     paths: Annotated[int, typer.Option(min=2, help="Training images behind the KLUB table.")] = 4096,
     levels: Annotated[int, typer.Option(min=8, help="Its noise levels.")] = 96,
     selection: Annotated[int, typer.Option(min=96, help="Images behind the last scores that choose times.")] = 5000,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for the table and all scores.", show_default="runs/EXPERIMENT")
-    ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="Where the networks run.", show_default="cuda if there is one, else cpu")
-    ] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Images given to the network at once.", show_default="250; pipelines 32")
-    ] = None,
+    out: OutOption = None,
+    device: DeviceOption = None,
+    batch_size: BatchSizeOption = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
