@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from fewstep.adapters.networks import from_edm as from_edm
     from fewstep.adapters.networks import from_guided_diffusion as from_guided_diffusion
     from fewstep.adapters.networks import from_k_diffusion as from_k_diffusion
+    from fewstep.adapters.pipelines.build import from_diffusers as from_diffusers
     from fewstep.denoiser import Denoiser as Denoiser
     from fewstep.denoiser import from_callable as from_callable
     from fewstep.found import Found as Found
@@ -39,7 +40,8 @@ if TYPE_CHECKING:
     from fewstep.trace import from_sampler as from_sampler
 
 _FROM = {
-    "Denoiser": "denoiser", "from_callable": "denoiser", "load": "models", "NoiseSchedule": "noise",
+    "Denoiser": "denoiser", "from_callable": "denoiser",
+    "from_diffusers": "adapters.pipelines.build", "load": "models", "NoiseSchedule": "noise",
     "Found": "found", "FoundMany": "many", "optimize": "optimizing", "optimize_many": "many",
     "CalibrationSeeds": "randomness", "ReportSeeds": "randomness", "SelectionSeeds": "randomness",
     "SolverSchedule": "rules", "Step": "rules", "sample": "sampling",

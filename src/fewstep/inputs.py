@@ -43,6 +43,9 @@ def resolve(model: Denoiser | str) -> tuple[Denoiser, str]:
     problem = problem_of(model)
     if is_mnist(model):
         return model, "mnist"
+    about = models.about(model)
+    if about:
+        return model, f"{about['pipeline']} {about['weights']}"
     return model, f"problem:{problem.name}" if problem is not None and problem.name else f"network {model.fingerprint}"
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from fewstep import inputs, models
 from fewstep.denoiser import Denoiser
 from fewstep.errors import ArgumentError, DenoiserError
+from fewstep.features import on_pictures
 from fewstep.found import Found
 from fewstep.judging import Objective, checked_objective
 from fewstep.progress import Report, silent
@@ -78,8 +79,8 @@ def optimize(
             13,000 for each of `nfe`, between 80,000 and 150,000, when neither is given.
         objective: what selects, lower is better: `matched` (distance of the samples, as a set, to a 60-call run's of
             the same noise), `frechet` (to the data; needs a judge), `teacher` (RMS distance to the 60-call run, sample
-            by sample), or a function `images [B, *shape] -> [B]`. `auto` is matched; where features are known, the
-            finals are decided by frechet.
+            by sample), or a function `images [B, *shape] -> [B]`, which sees the decoded pictures of a pipeline. `auto`
+            is matched; where features are known, the finals are decided by frechet.
         judge: features and reference statistics, for networks that the package does not know.
         data: clean samples `[N, *shape]` in the network's units for the KLUB table, with `data_condition`; by default
             what ships with the network, else samples that the teacher makes.
@@ -174,6 +175,7 @@ def prepared(
     window = Window.checked(net.noise, start, end)
     known = judge or inputs.judge_of(net)
     chosen = checked_objective(objective, known, teacher_calls)
+    chosen = on_pictures(net, chosen) if callable(chosen) else chosen
     of = inputs.condition_of(net, condition)
     ground = Setting(
         net, name, method, window, chosen, known, of, condition is not None, Cache(cache),

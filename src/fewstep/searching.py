@@ -136,7 +136,7 @@ def start(
     winners: int = 1,
     seed: int = 0,
     ask: int = 1,
-    guidance: float = 1.0,
+    guidance: float | None = None,
     batch_size: int = BATCH,
     teacher_calls: int = CALLS,
     offset: int = 0,
@@ -146,7 +146,7 @@ def start(
 
     Args:
         path: its file.
-        model: `mnist`, `problem:NAME` or `python:MODULE:FACTORY`.
+        model: `mnist`, `problem:NAME`, `diffusers:PATH_OR_ID?prompts=FILE` or `python:MODULE:FACTORY`.
         nfes: network calls that are searched, together.
         budget: trials to be evaluated.
         proposer: `s3`, `evolution`, `random`, `tpe`, or `python:MODULE:FUNCTION`, which is called with `noise`, `nfes`,
@@ -222,9 +222,7 @@ def save_front(path: str | Path, folder: str | Path) -> list[Path]:
     """Write the best schedule of each number of calls as `nfe-N.json`; returns the files."""
     contents = read(path)
     record = contents.record
-    tabulate = Tabulator(
-        from_dict(record["identity"]["noise"]), record["model"], record["evaluator"].get("guidance", 1.0)
-    )
+    tabulate = Tabulator(from_dict(record["identity"]["noise"]), record["model"], record["evaluator"].get("guidance"))
     files: list[Path] = []
     for row in front(contents):
         table = tabulate(contents.entries[row["trial"]].trial.proposal.schedule)
@@ -233,6 +231,8 @@ def save_front(path: str | Path, folder: str | Path) -> list[Path]:
             "model": record["model"], "fingerprint": record["identity"]["fingerprint"],
             "selected_by": record["identity"]["judge"], "method": record["proposer"], "fewstep": fewstep.__version__,
         }  # fmt: skip
+        network = record["identity"].get("network")
+        meta |= {"network": network} if network else {}
         files.append(Path(folder) / f"nfe-{row['nfe']}.json")
         replace(table, meta=meta).save(files[-1])
     return files

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 import fewstep
+from fewstep import models
 from fewstep.found import Found
 from fewstep.judging import STAGED, finals_judge, report_judges, selection_judge, taught
 from fewstep.progress import Event
@@ -186,6 +187,8 @@ class Work:
             "calls": self.ledger.calls,
             "fewstep": fewstep.__version__,
         }
+        about = models.about(ground.model)
+        meta |= {"network": about} if about else {}
         return Found(
             replace(winner.tableau, meta=meta),
             start.tableau,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from fewstep.words import seconds_in_words, with_error
 if TYPE_CHECKING:
     from fewstep.found import Found
     from fewstep.many import FoundMany
+    from fewstep.models import Judge
 
 SUMMARY = "searches.json"
 
@@ -33,6 +35,8 @@ class Asked:
     around: bool
     quiet: bool
     source: Path | None = None
+    features: str | None = None
+    reference: Path | None = None
 
     def one(self, nfe: int, solver: str | list[str], folder: Path) -> tuple[Found, list[Path]]:
         """One search and its files."""
@@ -82,7 +86,18 @@ class Asked:
 
     def _options(self) -> dict[str, Any]:
         """Arguments that are the same for one search and for several."""
-        return {"objective": self.objective, "batch_size": self.batch_size, "start": self._start(), "end": self._end()}
+        return {"objective": self.objective, "batch_size": self.batch_size, "start": self._start(), "end": self._end(),
+                "judge": self.judge}  # fmt: skip
+
+    @cached_property
+    def judge(self) -> Judge | None:
+        """The judge of --features, if any."""
+        if self.features is None and self.reference is None:
+            return None
+        from fewstep.features import judge_from
+        from fewstep.models import load
+
+        return judge_from(load(self.model), self.features, self.reference)
 
     def _start(self) -> float | None:
         if self.strength is None:
@@ -105,7 +120,7 @@ class Asked:
     def _delivered(self, found: Found, folder: Path, cache: Path, report: Any) -> list[Path]:
         from fewstep.cli.delivery import Delivery
 
-        return Delivery(found, self.model, folder, self.batch_size, report, cache).write(around=self.around)
+        return Delivery(found, self.model, folder, self.batch_size, report, cache, self.judge).write(around=self.around)
 
     def _left(self, nfes: Sequence[int], *, default: bool = True) -> tuple[int | None, int]:
         """The calls of the search, less those of its pictures and charts; and those."""

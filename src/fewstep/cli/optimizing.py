@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,9 +11,11 @@ import typer
 from fewstep.cli.common import (
     AsJson,
     Commands,
+    Features,
     Guidance,
     ModelName,
     Quiet,
+    Reference,
     Stopped,
     TrustPickle,
     examples,
@@ -22,6 +23,7 @@ from fewstep.cli.common import (
     show,
     with_option,
 )
+from fewstep.cli.pipelines import short_name, with_pipeline_options
 from fewstep.errors import ArgumentError
 from fewstep.words import seconds_in_words, with_error
 
@@ -52,33 +54,41 @@ Around = Annotated[
 ]
 
 
+MethodOption = Annotated[
+    str, typer.Option(help="dmn (no network calls), ays, auto (both, from every start), gits, oss or local_error.")
+]
+EndOption = Annotated[
+    str, typer.Option(help="Where the times end: zero, min (the network's own least time) or a time.")
+]
+MaxCallsOption = Annotated[
+    int | None, typer.Option(help="Network calls to spend in all.", show_default="13,000 for each of --nfe")
+]
+ObjectiveOption = Annotated[
+    str,
+    typer.Option(
+        help="What selects: matched (distance to the teacher's samples of the same seeds, as sets), frechet (to the "
+        "data), teacher (sample by sample), or auto (matched; where features are known, frechet in the finals)."
+    ),
+]
+
+
 @guarded
+@with_pipeline_options
 def optimize(
     model: ModelName,
     nfe: Calls,
-    method: Annotated[
-        str,
-        typer.Option(help="dmn (no network calls), ays, auto (both, from every start), gits, oss or local_error."),
-    ] = "auto",
+    method: MethodOption = "auto",
     solver: Solvers = None,
     each: Annotated[bool, typer.Option("--each", help="A result for each solver, instead of one winner.")] = False,
     start: Start = None,
     strength: Strength = None,
-    end: Annotated[
-        str, typer.Option(help="Where the times end: zero, min (the network's own least time) or a time.")
-    ] = "zero",
+    end: EndOption = "zero",
     minutes: Annotated[float | None, typer.Option(help="Time to spend; the number of calls follows from it.")] = None,
-    max_calls: Annotated[
-        int | None, typer.Option(help="Network calls to spend in all.", show_default="13,000 for each of --nfe")
-    ] = None,
-    objective: Annotated[
-        str,
-        typer.Option(
-            help="What selects: matched (distance to the teacher's samples of the same seeds, as sets), frechet (to "
-            "the data), teacher (sample by sample), or auto (matched; where features are known, frechet in the finals)."
-        ),
-    ] = "auto",
-    guidance: Guidance = 1.0,
+    max_calls: MaxCallsOption = None,
+    objective: ObjectiveOption = "auto",
+    features: Features = None,
+    reference: Reference = None,
+    guidance: Guidance = None,
     trust_pickle: TrustPickle = False,
     source: Annotated[
         Path | None,
@@ -108,13 +118,14 @@ def optimize(
     from fewstep.cli.asked import Asked
     from fewstep.cli.common import flat
 
-    name = model if guidance == 1 else with_option(model, f"guidance={guidance:g}")
+    name = model if guidance is None else with_option(model, f"guidance={guidance:g}")
     name = with_option(name, "trust-pickle") if trust_pickle else name
     asked = Asked(
-        name, method, objective, minutes, max_calls, start, strength, end, batch_size, around, quiet or as_json, source
-    )
+        name, method, objective, minutes, max_calls, start, strength, end, batch_size, around, quiet or as_json,
+        source, features, reference,
+    )  # fmt: skip
     nfes, names = _nfes(nfe), flat(solver) or ["dpmpp_2m"]
-    plain = re.sub(r"[^A-Za-z0-9_.-]+", "-", model).strip("-")
+    plain = short_name(model)
     several = each or len(nfes) > 1
     folder = out or Path("runs") / (plain if several else f"{plain}-{nfes[0]}")
     try:
@@ -176,6 +187,7 @@ COMMANDS: Commands = (
             "fewstep optimize mnist --method ays --nfe 5,6,8,10 --solver dpmpp_2m,ddim,sde_dpmpp_2m --each",
             "fewstep optimize mnist --nfe 5 --start 2.5",
             "fewstep optimize mnist --nfe 6 --from runs/other/schedule.json",
+            "fewstep optimize diffusers:my-sd15 --prompts prompts.txt --guidance 7.5 --nfe 6 --dtype float16",
             note="Then: fewstep sample, compare, show and export take the folder's schedule.json.",
         ),
     ),

@@ -23,6 +23,7 @@ from fewstep.cli.common import (
     show,
     whole_numbers,
 )  # fmt: skip
+from fewstep.cli.pipelines import with_pipeline_options
 from fewstep.errors import ArgumentError
 from fewstep.words import seconds_in_words, with_error
 
@@ -65,6 +66,7 @@ def workers_of(
 
 
 @guarded
+@with_pipeline_options
 def start(
     model: ModelName,
     nfe: Annotated[list[str], typer.Option(help="Network calls that are searched together: 5, 4-10 or 5,8.")],
@@ -89,7 +91,7 @@ def start(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the proposals.")] = 0,
     offset: Annotated[int, typer.Option(min=0, help="Skip this many seeds of images: an independent repetition.")] = 0,
-    guidance: Guidance = 1.0,
+    guidance: Guidance = None,
     source: Annotated[
         Path | None, typer.Option("--from", help="A schedule file to try first: its decisions, or its times.")
     ] = None,
