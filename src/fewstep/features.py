@@ -52,7 +52,7 @@ def judge_from(model: Denoiser, features: str | None, reference: str | Path | No
     made: Any = models.made_by(features)
     if not callable(made):
         raise ArgumentError(f"--features {features}: the factory returned a {type(made).__name__}, not a function")
-    seen = cast("Features", on_pictures(model, made))
+    seen = on_pictures(model, cast("Features", made))
     with torch.no_grad():
         found = seen(torch.zeros(2, *model.shape, device=model.device, dtype=model.dtype)).shape
     if tuple(found) != (2, statistics.d):
