@@ -33,7 +33,16 @@ follow.
 """
 
 
-JUDGED = ""
+JUDGED = """What a few samples say by chance is the same for the teacher's samples of the same seeds, and cancels in a comparison with
+these: 64 images so compared choose better than 256 compared with the data, *by the distance to the data too*. Of the
+comparisons with the teacher those of whole sets choose better than those of pairs, which reward blur. The distances to the
+data and to the teacher's statistics, which are what the papers stop by, are the worst judges here at these numbers of images.
+
+So the default of `fewstep optimize` races the candidates by the distance to the teacher's samples of the same seeds, set
+against set (Fréchet where features are known, else sliced Wasserstein, `--objective matched`), and lets the Fréchet
+distance to the data of many more fresh images decide among the last four where it can: a student may be better than the
+teacher that it is compared with, and only the data can tell.
+"""
 """What follows from the table."""
 
 LINES = (
