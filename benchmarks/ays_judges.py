@@ -35,8 +35,8 @@ from fewstep.randomness import SelectionSeeds
 from fewstep.reproduce.ays_table import AysTable
 from fewstep.sampling import sample
 from fewstep.search.ays import descents
+from fewstep.search.judges import projection
 from fewstep.search.methods import POWERS
-from fewstep.search.objective import _projection
 from fewstep.search.relatives import rescaled_entropic
 from fewstep.search.teacher import reference_schedule
 from fewstep.tableau import Tableau
@@ -83,7 +83,7 @@ def observed(model: Denoiser, tableau: Tableau, block: int) -> Rows:
     seeds = SelectionSeeds(BLOCK, OFFSET + BLOCK * block)
     images = sample(model, tableau, seeds=seeds, condition=models.default_condition(model, seeds), batch_size=BLOCK)
     flat = images.flatten(1).double().cpu()
-    turn = _projection(flat.shape[1])
+    turn = projection(flat.shape[1])
     return {
         "features": ays.digits_judge().features(images).double().cpu(),
         "pixels": flat if turn is None else flat @ turn,

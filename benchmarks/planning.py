@@ -23,7 +23,8 @@ from fewstep.compare import Results
 from fewstep.errors import ArgumentError
 from fewstep.randomness import CalibrationSeeds, ReportSeeds
 from fewstep.search.cache import Cache, digest
-from fewstep.search.objective import FrechetJudge, Judge, PairedJudge, Scorer, SlicedJudge
+from fewstep.search.judges import FrechetJudge, Judge, PairedJudge, SlicedJudge
+from fewstep.search.objective import Scorer
 from fewstep.search.planner import Planner
 from fewstep.search.teacher import Teacher, reference_schedule
 

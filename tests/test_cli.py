@@ -364,7 +364,7 @@ def test_optimize_stopped_says_what_was_saved(tmp_path, monkeypatch):
         (["sample", PROBLEM, "--solver", "ddim", "--out", "x.gif"], "end it in .png"),
         (
             ["sample", PROBLEM, "--solver", "ddim", "--label", "3", "--out", "x.png"],
-            "has no classes; leave --label out",
+            "has no labels; leave --label out",
         ),
         (["compare", PROBLEM, "--nfe", "4", "0"], "give whole numbers from 1"),
         (["compare", PROBLEM, "--by", "beauty"], "choose one of fd, rms, nll"),

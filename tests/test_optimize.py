@@ -25,7 +25,8 @@ from fewstep.randomness import CalibrationSeeds, ReportSeeds, SelectionSeeds
 from fewstep.rules import SolverSchedule
 from fewstep.search import methods
 from fewstep.search.cache import Cache
-from fewstep.search.objective import FrechetJudge, ImageJudge, MatchedJudge, PairedJudge, Scorer, SlicedJudge
+from fewstep.search.judges import FrechetJudge, ImageJudge, MatchedJudge, PairedJudge, SlicedJudge
+from fewstep.search.objective import Scorer
 from fewstep.search.plan import default_calls, plan
 from fewstep.search.select import Candidate, Race
 from fewstep.search.surrogate import Process, propose

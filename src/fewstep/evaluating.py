@@ -25,7 +25,8 @@ from fewstep.progress import Report, silent
 from fewstep.randomness import ReportSeeds, Seeds, SelectionSeeds
 from fewstep.rules import SolverSchedule
 from fewstep.search.cache import Cache
-from fewstep.search.objective import BATCH, Judge, Scorer
+from fewstep.search.judges import Judge
+from fewstep.search.objective import BATCH, Scorer
 from fewstep.search.teacher import CALLS, Teacher, reference_schedule
 from fewstep.study.records import InvalidSchedule
 from fewstep.tableau import Tableau

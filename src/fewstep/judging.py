@@ -9,7 +9,7 @@ from torch import Tensor
 from fewstep.errors import ArgumentError
 from fewstep.inputs import Data
 from fewstep.models import Judge as ModelJudge
-from fewstep.search.objective import FrechetJudge, ImageJudge, Judge, MatchedJudge, PairedJudge, SlicedJudge
+from fewstep.search.judges import FrechetJudge, ImageJudge, Judge, MatchedJudge, PairedJudge, SlicedJudge
 from fewstep.search.teacher import Teacher
 
 OBJECTIVES = ("auto", "matched", "frechet", "teacher")

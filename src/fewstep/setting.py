@@ -18,10 +18,11 @@ from fewstep.judging import Objective
 from fewstep.progress import Report
 from fewstep.randomness import CalibrationSeeds, ReportSeeds, Seeds, SelectionSeeds
 from fewstep.search.cache import Cache, Probe, first_rows, rows
+from fewstep.search.judges import Judge
 from fewstep.search.klub import Gram
 from fewstep.search.ledger import Ledger
 from fewstep.search.methods import DESCENDING
-from fewstep.search.objective import Judge, Scorer
+from fewstep.search.objective import Scorer
 from fewstep.search.planner import PLANNED, Planner
 from fewstep.search.teacher import ConditionOf, Teacher, reference_schedule
 from fewstep.search.window import Window

@@ -16,9 +16,9 @@ from fewstep.progress import Event
 from fewstep.randomness import ReportSeeds, SelectionSeeds
 from fewstep.search.cache import digest
 from fewstep.search.compete import Competition
+from fewstep.search.judges import Judge
 from fewstep.search.ledger import Ledger, speed
 from fewstep.search.methods import HAND, Source
-from fewstep.search.objective import Judge
 from fewstep.search.plan import Plan, default_calls, plan
 from fewstep.search.select import Candidate
 from fewstep.setting import Setting

@@ -23,8 +23,9 @@ from fewstep.progress import Report, silent
 from fewstep.randomness import CalibrationSeeds, SelectionSeeds
 from fewstep.search.ays import Descent, Snapshot, descents, refine, to_ratios, to_times
 from fewstep.search.cache import Cache, Probe, digest, first_rows
+from fewstep.search.judges import FrechetJudge
 from fewstep.search.klub import Gram, ratio_grid
-from fewstep.search.objective import FrechetJudge, Scorer
+from fewstep.search.objective import Scorer
 from fewstep.times.resample import log_linear
 
 if TYPE_CHECKING:
