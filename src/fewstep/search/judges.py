@@ -16,7 +16,7 @@ from torch import Tensor
 from fewstep.errors import ArgumentError
 from fewstep.metrics.frechet import frechet, frechet_with_error
 from fewstep.metrics.statistics import Estimate, Features, Statistics, mean_with_error
-from fewstep.metrics.transport import sliced_wasserstein
+from fewstep.metrics.transport import Sliced, sliced_wasserstein
 from fewstep.search.cache import digest
 from fewstep.search.teacher import Teacher
 
@@ -171,6 +171,7 @@ class SlicedJudge:
         self.name = name
         self._project = projection(reference[0].numel())
         self.reference = self.observe(reference, ())
+        self._distance = Sliced(self.reference)
 
     @property
     def digest(self) -> str | None:
@@ -184,7 +185,7 @@ class SlicedJudge:
 
     def score(self, rows: Tensor) -> float:
         """The distance."""
-        return sliced_wasserstein(rows, self.reference)
+        return self._distance(rows)
 
     def figure(self, rows: Tensor) -> Estimate:
         """The distance, its error by leaving out one of sixteen groups at a time."""
