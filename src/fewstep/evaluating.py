@@ -118,7 +118,7 @@ class Evaluator:
         self.model, self.name = models.load(model, guidance=guidance), model
         known = inputs.judge_of(self.model)
         function = function_of(objective) if objective.startswith("python:") else objective
-        chosen = checked_objective(function, known, teacher_calls, staged=False)
+        chosen = checked_objective(function, known, teacher_calls)
         self.objective: Objective = on_pictures(self.model, chosen) if callable(chosen) else chosen
         self.tabulate = Tabulator(self.model.noise, model, guidance)
         self.selection, self.report = SelectionSeeds(images, offset), ReportSeeds(max(images, fresh), offset)

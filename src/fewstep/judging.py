@@ -13,17 +13,11 @@ from fewstep.search.judges import FrechetJudge, ImageJudge, Judge, MatchedJudge,
 from fewstep.search.teacher import Teacher
 
 OBJECTIVES = ("auto", "matched", "frechet", "teacher")
-STAGED = "matched, then frechet"
-"""What `auto` becomes where features are known: few images on the teacher's seeds narrow the field, and the distance to
-the data of many more decides among the last."""
 Objective = str | Callable[[Tensor], Tensor]
 
 
-def checked_objective(
-    objective: Objective, known: ModelJudge | None, teacher_calls: int = 1, *, staged: bool = True
-) -> Objective:
-    """The objective with `auto` resolved: `STAGED` where features and a teacher are there (`frechet` if not `staged`),
-    else `frechet` with features, else `matched`.
+def checked_objective(objective: Objective, known: ModelJudge | None, teacher_calls: int = 1) -> Objective:
+    """The objective with `auto` resolved: `frechet` where a feature network is known, else `matched`.
 
     Errors: `ArgumentError` for another word, `frechet` without a judge, or `matched` or `teacher` without a teacher.
     """
@@ -39,10 +33,7 @@ def checked_objective(
         )
     if objective == "auto":
         # The features of an analytic problem are its samples themselves: two moments say little about a mixture.
-        if known is not None and (known.nll is None or not teacher_calls):
-            objective = STAGED if staged and teacher_calls else "frechet"
-        else:
-            objective = "matched"
+        objective = "frechet" if known is not None and (known.nll is None or not teacher_calls) else "matched"
     if objective in ("matched", "teacher") and not teacher_calls:
         raise ArgumentError(
             "nothing judges without a teacher (teacher_calls=0): give judge=, or a function objective=, or leave "
@@ -55,15 +46,15 @@ def checked_objective(
     return objective
 
 
-def taught(objective: Objective) -> int:
-    """What needs the teacher: 0 nothing, 1 the race, 2 the finals too."""
-    return {STAGED: 1, "matched": 2, "teacher": 2}.get(objective, 0) if isinstance(objective, str) else 0
+def taught(objective: Objective) -> bool:
+    """Whether a resolved objective needs the teacher on every seed."""
+    return objective in ("matched", "teacher")
 
 
 def selection_judge(
     objective: Objective, known: ModelJudge | None, teacher: Teacher | None, seeds: Sequence[int]
 ) -> Judge:
-    """The judge of the race that a resolved objective names; `seeds` are those that the teacher will know."""
+    """The judge that a resolved objective names; `seeds` are those that the teacher will know."""
     if callable(objective):
         return ImageJudge(objective)
     if objective == "frechet" and known is not None:
@@ -72,11 +63,6 @@ def selection_judge(
     if objective == "teacher":
         return PairedJudge(teacher, seeds)
     return MatchedJudge(teacher, seeds, known.features if known is not None and known.nll is None else None)
-
-
-def finals_judge(objective: Objective, known: ModelJudge | None, race: Judge) -> Judge:
-    """The judge of the finals, and of the final figures: that of the race but for `STAGED`."""
-    return _frechet(known) if objective == STAGED and known is not None else race
 
 
 def report_judges(

@@ -80,7 +80,7 @@ def optimize(
         objective: what selects, lower is better: `matched` (distance of the samples, as a set, to a 60-call run's of
             the same noise), `frechet` (to the data; needs a judge), `teacher` (RMS distance to the 60-call run, sample
             by sample), or a function `images [B, *shape] -> [B]`, which sees the decoded pictures of a pipeline. `auto`
-            is matched; where features are known, the finals are decided by frechet.
+            is frechet where features are known, else matched.
         judge: features and reference statistics, for networks that the package does not know.
         data: clean samples `[N, *shape]` in the network's units for the KLUB table, with `data_condition`; by default
             what ships with the network, else samples that the teacher makes.

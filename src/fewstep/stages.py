@@ -11,7 +11,7 @@ import torch
 import fewstep
 from fewstep import models
 from fewstep.found import Found
-from fewstep.judging import STAGED, finals_judge, report_judges, selection_judge, taught
+from fewstep.judging import report_judges, selection_judge, taught
 from fewstep.progress import Event
 from fewstep.randomness import ReportSeeds, SelectionSeeds
 from fewstep.search.cache import digest
@@ -58,15 +58,13 @@ class Work:
             self.notes.append(f"Image-to-image: the samples start from {data.note}, taken by seed.")
         offset = ground.seeds.selection.offset if ground.seeds.selection else 0
         race, fresh = SelectionSeeds(p.counts[-1], offset), SelectionSeeds(p.fresh, offset + p.counts[-1])
-        known = [*race, *fresh] if p.taught > 1 else [*race]
-        judge = selection_judge(ground.objective, ground.known, ground.teacher, known)
-        self.judge = finals_judge(ground.objective, ground.known, judge)
+        self.judge = selection_judge(ground.objective, ground.known, ground.teacher, [*race, *fresh])
         if p.taught and ground.teacher is not None:
             with self.ledger.stage("teacher of the selection", p.stages["teacher of the selection"]):
-                ground.teacher(known, ground.progress)
+                ground.teacher([*race, *fresh], ground.progress)
         competition = self.competition = Competition(
             self.sources,
-            ground.scorer([judge], race),
+            ground.scorer([self.judge], race),
             ground.scorer([self.judge], fresh),
             p,
             ground.method,
@@ -83,7 +81,7 @@ class Work:
             competition.propose(ground.make_planner(p.trajectories, p.stepped, p.stages, self.ledger))
         competition.conclude()
         winner, start, final = competition.finals()
-        final |= {"judge": self.judge.name, "race": judge.name, "seeds": repr(fresh)}
+        final |= {"judge": self.judge.name, "seeds": repr(fresh)}
         found = self._found(winner, start, final, self._figures(p, winner, start))
         if self.out is not None:
             found.save_all(self.out)
@@ -140,7 +138,7 @@ class Work:
             table=table,
             walked_already=walked,
             checked=checked,
-            fewest=FEWEST if ground.objective in ("frechet", STAGED) else 0,
+            fewest=FEWEST if ground.objective == "frechet" else 0,
         )
 
     def _figures(self, p: Plan, winner: Candidate, start: Candidate) -> dict[str, Any]:

@@ -67,7 +67,7 @@ ObjectiveOption = Annotated[
     str,
     typer.Option(
         help="What selects: matched (distance to the teacher's samples of the same seeds, as sets), frechet (to the "
-        "data), teacher (sample by sample), or auto (matched; where features are known, frechet in the finals)."
+        "data), teacher (sample by sample), or auto (frechet where features are known, else matched)."
     ),
 ]
 

@@ -94,7 +94,7 @@ class Competition:
             keep = int(AROUND * self.plan.rooms[0])
             sources = self._by_standing()[:2]
             for source in sources:
-                if self.method != "dmn":
+                if self.method == "auto":
                     self._enter(source.relatives(gram), self.plan.rooms[0] - keep)
                 mine = [c for c in self.race.standing() if c.solver == source.name and c.method != AYS]
                 source.descend(gram, mine)

@@ -36,9 +36,6 @@ LEAST_ENTRIES = {"dmn": 13, "ays": 24, "auto": 24, "gits": 18, "oss": 15, "local
 """Entries that are given up last when images get dear: the hand-crafted grids, and some of each way."""
 FEW_LAST = 6
 """As LAST, where images are dear."""
-MATCHED, FEW_MATCHED = (4, 12), (4, 8)
-"""The same of the last round and of the finals where only the race is matched with the teacher: a comparison on the
-same seeds needs few images, the Fréchet distance of the finals many."""
 MOST_IMAGES = 256
 """Images of the first round, at most; what is left of a large budget goes into more entries."""
 
@@ -55,7 +52,7 @@ class Plan:
         counts: images in each round of the race.
         rooms: candidates in each round; guesses: those that the surrogate proposes, which enter at the second round.
         fresh: images in the finals, on fresh seeds.
-        taught: rounds that need the teacher on every seed: 0, 1 (the race), or 2 (and the finals).
+        taught: whether selection needs the teacher on every seed.
         report, paired: images of the final figures, and those of them that the teacher makes too.
         image_cost: network calls of one image of the sampler that is looked for.
         stages: calls of each stage, at most.
@@ -71,7 +68,7 @@ class Plan:
     rooms: tuple[int, ...]
     guesses: int
     fresh: int
-    taught: int
+    taught: bool
     report: int
     paired: int
     image_cost: int
@@ -101,7 +98,7 @@ def plan(
     method: str = "auto",
     solvers: int = 1,
     made: bool = False,
-    taught: int = 0,
+    taught: bool = False,
     levels: int = LEVELS,
     most_paths: int = 4096,
     paths: int | None = None,
@@ -122,7 +119,7 @@ def plan(
         method: one of `fewstep.search.methods.METHODS`.
         solvers: how many solvers compete.
         made: whether the data have to be made by the teacher.
-        taught: what compares with the teacher: 0 nothing, 1 the race, 2 the finals too.
+        taught: whether selection compares with the teacher.
         levels: noise levels of the KLUB table.
         most_paths: data samples that there are.
         paths, selection, report: numbers of samples that the caller asks for.
@@ -153,7 +150,7 @@ def plan(
         "teacher of the report": pairs * taught_one,
     }
     rest = max_calls - sum(stages.values())
-    shape = _Shape(one, taught_one, taught, ENTRIES[method] + 6 * (solvers - 1), GUESSES[method])
+    shape = _Shape(one, taught_one if taught else 0, ENTRIES[method] + 6 * (solvers - 1), GUESSES[method])
     counts, rooms, guesses, fresh = shape.fill(rest, selection, fewest, LEAST_ENTRIES[method])
     if rooms[0] < 8:
         why = ", or give data=, which the teacher has to make otherwise" if made else ""
@@ -164,7 +161,7 @@ def plan(
         )
     stages["race"] = shape.images(counts, rooms, guesses) * one
     stages["finals"] = FINALISTS * fresh * one
-    stages["teacher of the selection"] = shape.teacher(counts[-1], fresh)
+    stages["teacher of the selection"] = (counts[-1] + fresh) * taught_one if taught else 0
     return Plan(
         max_calls, levels, walks, walks if made else 0, runs, stepped, counts, rooms, guesses, fresh, taught, shown,
         pairs, one, stages,
@@ -210,44 +207,34 @@ def walked(calls: int, per_path: int, per_sample: int, klub: bool, most: int, as
 
 @dataclass(frozen=True)
 class _Shape:
-    """The proportions of the race: calls of one image and of its teacher, rounds that are taught, entries, guesses."""
+    """The proportions of the race: calls of one image and of its teacher (0 where not needed), entries, guesses."""
 
     one: int
     taught_one: int
-    taught: int
     entries: int
     guesses: int
 
     def fill(self, calls: int, selection: int | None, fewest: int, least_entries: int) -> Filled:
         """Counts, rooms, guesses, and the images of the finals, that `calls` can pay for."""
-        # In images of the first round: 2.5 for each entry with its later rounds, 2 for each guess.
-        last, fresh = self._lasts[0]
-        whole = 2.5 * self.entries + 2 * self.guesses + fresh * FINALISTS
-        teacher = self.teacher(last, fresh)
-        unit = _between(calls / (self.one * whole + teacher), 8 if teacher else 16, MOST_IMAGES)
+        # In images of the first round: 2.5 for each entry with its later rounds, 2 for each guess, 8 for each finalist.
+        whole = 2.5 * self.entries + 2 * self.guesses + LAST * FINALISTS
+        unit = _between(
+            calls / (self.one * whole + 2 * LAST * self.taught_one), 8 if self.taught_one else 16, MOST_IMAGES
+        )
         if selection is not None:
-            unit = min(unit, max(8, selection // (last + fresh)))
+            unit = min(unit, max(8, selection // (2 * LAST)))
             fewest = min(fewest, unit)
         for images in range(fewest, unit, -1):
-            for lasts in self._lasts:
-                filled = self._filled(calls, images, *lasts)
+            for last in (LAST, FEW_LAST):
+                filled = self._filled(calls, images, last)
                 if filled[1][0] >= least_entries:
                     return filled
-        return self._filled(calls, unit, *self._lasts[0])
+        return self._filled(calls, unit, LAST)
 
-    @property
-    def _lasts(self) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Images of the last round and of the finals, in those of the first; and the same where images are dear."""
-        return (MATCHED, FEW_MATCHED) if self.taught == 1 else ((LAST, LAST), (FEW_LAST, FEW_LAST))
-
-    def teacher(self, race: int, finals: int) -> int:
-        """Calls of the teacher for so many images of the race and of the finals."""
-        return self.taught_one * (race * (self.taught > 0) + finals * (self.taught > 1))
-
-    def _filled(self, calls: int, unit: int, last: int, final: int) -> Filled:
+    def _filled(self, calls: int, unit: int, last: int) -> Filled:
         """As many entries as `calls` can pay for with `unit` images in the first round."""
-        counts, fresh = (unit, 2 * unit, last * unit), final * unit
-        rest = calls - FINALISTS * fresh * self.one - self.teacher(counts[-1], fresh)
+        counts, fresh = (unit, 2 * unit, last * unit), last * unit
+        rest = calls - FINALISTS * fresh * self.one - (counts[-1] + fresh) * self.taught_one
         entries = int(rest / self.one / unit)
         while entries > 0:
             guesses = entries * self.guesses // self.entries
@@ -268,12 +255,12 @@ Filled = tuple[tuple[int, ...], tuple[int, ...], int, int]
 """Images in each round, candidates in each, guesses, and images of the finals."""
 
 
-def _enough(nfe: int, batch_cost: int, teacher: int, klub: bool, made: bool, taught: int) -> int:
+def _enough(nfe: int, batch_cost: int, teacher: int, klub: bool, made: bool, taught: bool) -> int:
     """A budget that surely does, for the message."""
     calls = 200 * LEAST * nfe * batch_cost // 10
     if klub:
         calls += 64 * 96 * batch_cost
-    return int(2 * calls + (64 * made + 32 * taught + 16) * teacher * batch_cost)
+    return int(2 * calls + (64 * made + 64 * taught + 16) * teacher * batch_cost)
 
 
 def _between(value: float, low: int, high: int) -> int:
