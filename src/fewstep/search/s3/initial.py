@@ -10,6 +10,7 @@ from typing import Any
 from fewstep import solvers
 from fewstep import times as grids
 from fewstep.errors import FewstepError
+from fewstep.noise import EDM
 from fewstep.proposals import Proposal
 from fewstep.rules import SolverSchedule
 from fewstep.search.s3.space import Space
@@ -20,6 +21,8 @@ FIRST = (
 )  # fmt: skip
 """These come first; then all other deterministic solvers by name."""
 GRIDS = ("logsnr", "uniform", "quadratic")
+UNBOUNDED_GRIDS = ("karras", "flow_shift", "logsnr")
+"""Where time is the noise level itself, as in EDM: uniform levels spend every step on states that are all noise."""
 LIMIT = 72
 
 
@@ -44,10 +47,11 @@ def name_of(schedule: SolverSchedule) -> str:
 
 
 def _candidates(space: Space, nfe: int) -> Iterator[tuple[str, SolverSchedule]]:
+    where = UNBOUNDED_GRIDS if isinstance(space.noise, EDM) else GRIDS
     names = [*FIRST, *(n for n in sorted(solvers.DETERMINISTIC) if n not in FIRST)]
     for name in names:
         for afs in space.afs[:2]:
-            for grid in GRIDS:
+            for grid in where:
                 schedule = _schedule(space, name, grid, nfe, afs)
                 if schedule is not None:
                     yield f"{name} on {grid}" + (f", first step {afs}" if afs else ""), schedule

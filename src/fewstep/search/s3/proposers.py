@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from fewstep.errors import ArgumentError
-from fewstep.noise import NoiseSchedule
+from fewstep.noise import EDM, NoiseSchedule
 from fewstep.proposals import Proposer
 from fewstep.search.s3.evolution import Evolution, RandomSearch
 from fewstep.search.s3.guided import S3, Guidance
@@ -39,7 +39,7 @@ def proposer(
         seed: of everything that is drawn.
         rates: of mutation and crossover, or the name of a released configuration.
         limit: size of the initial population for each number of calls.
-        options: of `Space` (bases, afs, ends, clean, ..); `guidance` (a `Guidance`) for "s3"; `mode` ("mutations" or
+        options: of `Space` (bases, afs, ends, clean, ..; EDM's times may be clean unless told otherwise); `guidance` (a `Guidance`) for "s3"; `mode` ("mutations" or
             "uniform") for "random". A study keeps options as plain data, so `rates` and `guidance` may be records of
             their fields.
 
@@ -47,7 +47,8 @@ def proposer(
         ArgumentError: an unknown name or option; a space without schedules.
     """
     chosen = _rates(rates, noise)
-    inside: dict[str, Any] = {"ends": chosen.ends if _fits(noise, chosen) else None}
+    # Published samplers of EDM networks end where there is no noise left.
+    inside: dict[str, Any] = {"ends": chosen.ends if _fits(noise, chosen) else None, "clean": isinstance(noise, EDM)}
     inside |= {k: options.pop(k) for k in SPACE if k in options}
     space = Space(noise, tuple(nfes), **inside)
     strategies: dict[str, tuple[type[Evolution], tuple[str, ...]]] = {
