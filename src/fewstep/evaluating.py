@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fewstep import inputs, models
+from fewstep.ems import EMS
 from fewstep.errors import ArgumentError, DenoiserError
 from fewstep.judging import Objective, checked_objective, selection_judge
 from fewstep.metrics.statistics import Estimate
@@ -57,11 +58,25 @@ class _Strict:
 
 @dataclass(frozen=True)
 class Tabulator:
-    """Tables of solver schedules for one network; the mean image is taken from its data when a schedule asks for it."""
+    """Tables of solver schedules for one network; the mean image is taken from its data when a schedule asks for it.
+
+    Attributes:
+        noise: of the states.
+        model, guidance: name of the network.
+        statistics: of DPM-Solver-v3, for schedules with its basis.
+    """
 
     noise: NoiseSchedule
     model: str
     guidance: float = 1.0
+    statistics: EMS | None = None
+
+    @staticmethod
+    def of(noise: NoiseSchedule, arguments: Mapping[str, Any]) -> Tabulator:
+        """That of an evaluator with these arguments, without its network."""
+        path = arguments.get("statistics")
+        statistics = None if path is None else EMS.load(path)
+        return Tabulator(noise, arguments["model"], arguments.get("guidance", 1.0), statistics)
 
     def __call__(self, schedule: SolverSchedule) -> Tableau:
         """The table.
@@ -69,7 +84,8 @@ class Tabulator:
         Raises:
             ArgumentError: the schedule gives none.
         """
-        return schedule.tabulate(self.noise, mean=self._mean if schedule.afs == "mean" else None)
+        mean = self._mean if schedule.afs == "mean" else None
+        return schedule.tabulate(self.noise, mean=mean, statistics=self.statistics)
 
     def measure(self, schedule: SolverSchedule) -> tuple[int, str]:
         """Network calls and digest."""
@@ -98,6 +114,7 @@ class Evaluator:
         teacher_calls: of the reference sampler.
         offset: of the seeds: another offset, another set.
         cache: folder of the teacher's end points.
+        statistics: file of the network's statistics (`EMS.save`), for steps in DPM-Solver-v3's basis.
     """
 
     def __init__(
@@ -112,12 +129,14 @@ class Evaluator:
         teacher_calls: int = CALLS,
         offset: int = 0,
         cache: str | None = None,
+        statistics: str | None = None,
     ) -> None:
         self.model, self.name = models.load(model, guidance=guidance), model
         known = inputs.judge_of(self.model)
         function = function_of(objective) if objective.startswith("python:") else objective
         self.objective: Objective = checked_objective(function, known, teacher_calls)
-        self.tabulate = Tabulator(self.model.noise, model, guidance)
+        known_statistics = None if statistics is None else EMS.load(statistics, self.model)
+        self.tabulate = Tabulator(self.model.noise, model, guidance, known_statistics)
         self.selection, self.report = SelectionSeeds(images, offset), ReportSeeds(max(images, fresh), offset)
         self._batch, self._condition = batch_size, inputs.condition_of(self.model, None)
         self.teacher = self._teacher(teacher_calls, cache) if self.objective == "teacher" else None
@@ -138,8 +157,9 @@ class Evaluator:
     @property
     def identity(self) -> dict[str, Any]:
         """What scores depend on besides the schedule: two studies may be joined only when these agree."""
-        judge = self._judges[False]
-        return {
+        judge, statistics = self._judges[False], self.tabulate.statistics
+        third = {} if statistics is None else {"statistics": statistics.digest}
+        return third | {
             "model": self.name,
             "fingerprint": self.model.fingerprint,
             "noise": self.model.noise.to_dict(),
@@ -171,6 +191,10 @@ class Evaluator:
             table = self.tabulate(decisions)
         except (ArgumentError, ValueError) as error:
             raise InvalidSchedule(str(error)) from error
+        return self.score_table(table, images, fresh)
+
+    def score_table(self, table: Tableau, images: int, fresh: bool = False) -> float | tuple[float, float]:
+        """The same for a table."""
         scorer = self._scorer(table.digest, fresh)
         try:
             if fresh:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import fewstep
+from fewstep.ems import EMS
 from fewstep.errors import ArgumentError
 from fewstep.evaluating import Evaluator, Tabulator, function_of
 from fewstep.noise import from_dict
@@ -136,6 +137,7 @@ def start(
     batch_size: int = BATCH,
     teacher_calls: int = CALLS,
     offset: int = 0,
+    statistics: str | Path | None = None,
 ) -> Search:
     """A new study.
 
@@ -152,6 +154,7 @@ def start(
             many as select; 0 for none. `winners`: of each number of calls.
         seed: of the proposals. ask: proposals at once, with one worker.
         guidance, batch_size, teacher_calls, offset: see `Evaluator`.
+        statistics: file of the network's statistics (`EMS.save`): steps may then take DPM-Solver-v3's basis too.
 
     Raises:
         ArgumentError: something cannot be used; said before any work.
@@ -168,10 +171,13 @@ def start(
         "model": model, "objective": objective, "images": counts[-1], "fresh": again, "guidance": guidance,
         "batch_size": batch_size, "teacher_calls": teacher_calls, "offset": offset,
     }  # fmt: skip
+    if statistics is not None:
+        arguments["statistics"] = str(Path(statistics).absolute())
     evaluator = _evaluator(arguments, path)
+    options = _with_third_basis(dict(options or {}), proposer, evaluator.tabulate.statistics)
     record: dict[str, Any] = {
         "model": model, "objective": evaluator.identity["objective"], "identity": evaluator.identity,
-        "evaluator": arguments, "proposer": proposer, "options": dict(options or {}), "nfes": sorted(set(nfes)),
+        "evaluator": arguments, "proposer": proposer, "options": options, "nfes": sorted(set(nfes)),
         "budget": budget, "counts": list(counts), "fresh": again, "winners": winners, "seed": seed, "ask": ask,
         "fewstep": fewstep.__version__,
     }  # fmt: skip
@@ -213,9 +219,7 @@ def save_front(path: str | Path, folder: str | Path) -> list[Path]:
     """Write the best schedule of each number of calls as `nfe-N.json`; returns the files."""
     contents = read(path)
     record = contents.record
-    tabulate = Tabulator(
-        from_dict(record["identity"]["noise"]), record["model"], record["evaluator"].get("guidance", 1.0)
-    )
+    tabulate = Tabulator.of(from_dict(record["identity"]["noise"]), record["evaluator"])
     files: list[Path] = []
     for row in front(contents):
         table = tabulate(contents.entries[row["trial"]].trial.proposal.schedule)
@@ -240,6 +244,23 @@ def _check(
         raise ArgumentError(f"images={list(counts)}: give rising numbers from 2, as in 64,256")
     if fresh and fresh < counts[-1]:
         raise ArgumentError(f"fresh={fresh}: give 0, or at least as many images as select ({counts[-1]})")
+
+
+def _with_third_basis(options: dict[str, Any], proposer: str, statistics: EMS | None) -> dict[str, Any]:
+    """The options of our own proposers with the basis "v3" where there are statistics, and where these reach.
+
+    Raises:
+        ArgumentError: "v3" without statistics.
+    """
+    if statistics is None:
+        if "v3" in options.get("bases", ()):
+            raise ArgumentError(
+                "bases has 'v3', which needs the network's statistics: give statistics=, or leave it out"
+            )
+        return options
+    if proposer.startswith("python:"):
+        return options
+    return {"bases": ["data", "noise", "v3"], "reach": list(statistics.reach)} | options
 
 
 def _evaluator(arguments: Mapping[str, Any], path: str | Path) -> Evaluator:

@@ -86,6 +86,10 @@ def start(
     seed: Annotated[int, typer.Option(min=0, help="Of the proposals.")] = 0,
     offset: Annotated[int, typer.Option(min=0, help="Skip this many seeds of images: an independent repetition.")] = 0,
     guidance: Guidance = 1.0,
+    statistics: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Of the network (EMS.save): steps may take DPM-Solver-v3's basis too."),
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images given to the network at once.")] = 64,
     workers: Count = 1,
     pool: PoolName = "auto",
@@ -110,6 +114,7 @@ def start(
         out, model, nfes=ranges(nfe, "--nfe"), budget=budget, proposer=proposer, options=options_of(option),
         objective=objective, images=whole_numbers(images, "--images") or (256,), fresh=fresh, seed=seed,
         guidance=guidance, batch_size=batch_size, offset=offset,
+        statistics=statistics,
     )  # fmt: skip
     _run(opened, workers_of(workers, pool, threads, timeout, ray, gpus), out, quiet, as_json)
 

@@ -17,7 +17,7 @@ from fewstep.search.s3.space import Space
 from fewstep.search.s3.tpe import TPE
 
 NAMES = ("s3", "evolution", "random", "tpe")
-SPACE = ("bases", "afs", "ends", "clean", "orders", "starts", "implicit", "taus", "gap")
+SPACE = ("bases", "afs", "ends", "clean", "orders", "starts", "implicit", "taus", "gap", "reach")
 
 
 def proposer(
@@ -39,9 +39,9 @@ def proposer(
         seed: of everything that is drawn.
         rates: of mutation and crossover, or the name of a released configuration.
         limit: size of the initial population for each number of calls.
-        options: of `Space` (bases, afs, ends, clean, ..; EDM's times may be clean unless told otherwise); `guidance` (a `Guidance`) for "s3"; `mode` ("mutations" or
-            "uniform") for "random". A study keeps options as plain data, so `rates` and `guidance` may be records of
-            their fields.
+        options: of `Space` (bases, afs, ends, clean, ..; EDM's times may be clean unless told otherwise); `guidance` (a
+            `Guidance`) for "s3"; `mode` ("mutations" or "uniform") for "random". A study keeps options as plain data,
+            so `rates` and `guidance` may be records of their fields.
 
     Raises:
         ArgumentError: an unknown name or option; a space without schedules.
