@@ -3,10 +3,12 @@
     run       every method, number of calls and seed; what is worth most comes first
     report    what there is so far, as the digits' part of docs/s3-results.md
 
-A schedule's score is the Fréchet distance of 256 images of fixed selection seeds. All runs share their evaluations,
-which are known by the digest of the table; each is on disk (benchmarks/results/s3/digits-scores.jsonl) before the
-next one begins. A run that was stopped is proposed again from the start, at no cost, and goes on where it was.
-The winner of each run and the best schedule of the initial population are scored again on 5,000 images of report seeds.
+A schedule's score is the Fréchet distance of 128 images of fixed selection seeds, with the teacher's images of the
+same noise as control variates (fewstep.metrics.controlled): plain distances of so few images rank good samplers hardly
+better than chance. All runs share their evaluations, which are known by the digest of the table; each is on disk
+(benchmarks/results/s3/digits-scores.jsonl) before the next one begins. A run that was stopped is proposed again from
+the start, at no cost, and goes on where it was. The winner of each run and the best schedule of the initial population
+are scored again by the plain distance of 5,000 images of report seeds.
 """
 
 from __future__ import annotations
@@ -16,26 +18,38 @@ import json
 import math
 import time
 from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
-from benchmarks.quality_cells import Deadline, key_of, score_network
-from benchmarks.s3 import RESULTS, best_so_far, read, search, stage_of, steps
-from fewstep import models
+from benchmarks.quality_cells import Deadline, key_of
+from benchmarks.s3 import RESULTS, read, search, stage_of, steps
+from fewstep import models, solvers, times
 from fewstep.compare import Results
 from fewstep.evaluating import Tabulator
+from fewstep.metrics import Statistics, frechet, frechet_with_error
+from fewstep.metrics.controlled import controlled_frechet
+from fewstep.models import default_condition
 from fewstep.proposals import Proposal, Trial
 from fewstep.randomness import ReportSeeds, Seeds, SelectionSeeds
 from fewstep.rules import SolverSchedule
+from fewstep.sampling import sample
 from fewstep.search.s3 import proposer
+from fewstep.tableau import Tableau
 
+CACHE = Path("runs/s3-cache")
 MODEL = "mnist"
 NFES, SEEDS, METHODS = (5, 8), (1, 2, 3), ("s3", "evolution", "random", "tpe")
-BUDGET, LIMIT = 200, 36
-SELECTION, FRESH = SelectionSeeds(256, 20_000_000), ReportSeeds(5000, 20_000_000)
+BUDGETS, LIMIT, IMAGES = (120, 204), 36, 128
+SELECTION, FRESH = SelectionSeeds(IMAGES, 20_000_000), ReportSeeds(5000, 20_000_000)
 BATCH = 64
 SCORES, RUNS = RESULTS / "digits-scores.jsonl", RESULTS / "digits.jsonl"
+POPULATION = RESULTS.parent / "ays" / "ode-teacher.safetensors"
+"""Moments of 10,000 samples of the 50-call ODE teacher (benchmarks.ays): DPM-Solver++(2M) on Karras' times."""
 
 
 class Digits:
@@ -48,56 +62,97 @@ class Digits:
         self.judge = judge
         self.tabulate = Tabulator(self.model.noise, MODEL)
         self.results = Results(SCORES)
+        self.population = Statistics.load(POPULATION)
 
-    def score(self, schedule: SolverSchedule, seeds: Seeds) -> dict[str, float]:
-        """Fréchet distance and its error; made once for each table and set of seeds."""
+    def features(self, table: Tableau, seeds: Seeds) -> Tensor:
+        """Of the samples with balanced labels."""
+        found: list[Tensor] = []
+        for low in range(0, len(seeds), BATCH):
+            part = seeds[low : low + BATCH]
+            images = sample(self.model, table, seeds=part, condition=default_condition(self.model, part))
+            found.append(self.judge.features(images).double())
+        return torch.cat(found)
+
+    @cached_property
+    def paired(self) -> Tensor:
+        """The teacher's features on the selection seeds."""
+        path = CACHE / "s3-digits-teacher.pt"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            teacher = solvers.get("dpmpp_2m")(times.karras(self.model.noise, 50)).tabulate(self.model.noise)
+            torch.save(self.features(teacher, SELECTION), path)
+        return torch.load(path)
+
+    def selected(self, schedule: SolverSchedule) -> dict[str, Any]:
+        """The score that selects, and the plain distance of the same images."""
+
+        def score(features: Tensor) -> dict[str, float]:
+            value = controlled_frechet(features, self.paired, self.population, self.judge.reference)
+            return {"controlled": value, "plain": frechet(Statistics.of(features), self.judge.reference)}
+
+        return self._kept(schedule, SELECTION, "controlled", score)
+
+    def again(self, schedule: SolverSchedule) -> dict[str, Any]:
+        """The plain distance on fresh seeds with its error."""
+
+        def score(features: Tensor) -> dict[str, float]:
+            value, error = frechet_with_error(features, self.judge.reference)
+            return {"fd": value, "fd_error": error}
+
+        return self._kept(schedule, FRESH, "fresh", score)
+
+    def _kept(self, schedule: SolverSchedule, seeds: Seeds, what: str, score: Any) -> dict[str, Any]:
         table = self.tabulate(schedule)
-        key = key_of("s3", self.model.fingerprint, self.judge.name, table.digest, repr(seeds))
+        key = key_of("s3", self.model.fingerprint, self.judge.name, table.digest, repr(seeds), what)
         known = self.results.get(key)
         if known is None:
             begin = time.process_time()
-            try:
-                known = score_network(self.model, self.judge, table, seeds, BATCH)
-            except (ValueError, torch.linalg.LinAlgError):  # samples that are not finite
-                known = {"fd": math.inf}
+            with torch.no_grad():
+                try:
+                    known = {k: float(f"{v:.5g}") for k, v in score(self.features(table, seeds)).items()}
+                except (ValueError, torch.linalg.LinAlgError):  # samples that are not finite
+                    known = {"controlled": math.inf, "plain": math.inf}
             seconds = round(time.process_time() - begin, 2)
-            self.results.add(key, known, nfe=table.nfe, seeds=repr(seeds), digest=table.digest, seconds=seconds)
+            self.results.add(key, known, nfe=table.nfe, what=what, digest=table.digest, seconds=seconds)
         return known
 
     def judged(self, proposals: list[Proposal], first: int) -> list[Trial]:
         """The proposals as finished trials."""
         return [
-            Trial(first + k, p, self.tabulate(p.schedule).nfe, "", {256: self.score(p.schedule, SELECTION)["fd"]})
+            Trial(first + k, p, self.tabulate(p.schedule).nfe, "", {IMAGES: self.selected(p.schedule)["controlled"]})
             for k, p in enumerate(proposals)
         ]
 
 
-def cells() -> Iterator[tuple[str, int, int]]:
-    """Methods, calls and seeds; what is worth most comes first."""
+def cells() -> Iterator[tuple[str, int, int, int]]:
+    """Methods, calls, seeds and budgets; what is worth most comes first."""
     pairs = ("s3", "evolution")
     for nfe in NFES:
-        yield from ((m, nfe, s) for s in SEEDS for m in pairs)
+        for budget in BUDGETS:
+            yield from ((m, nfe, s, budget) for s in SEEDS for m in pairs)
     for method in METHODS:
         if method not in pairs:
-            yield from ((method, n, s) for n in NFES for s in SEEDS)
+            yield from ((method, n, s, max(BUDGETS)) for n in NFES for s in SEEDS)
 
 
-def cell(digits: Digits, method: str, nfe: int, seed: int) -> dict[str, Any]:
+def cell(digits: Digits, method: str, nfe: int, seed: int, budget: int) -> dict[str, Any]:
     """One search: its curve, its winner, and both scores of it and of the best of the initial population."""
     strategy = proposer(method, noise=digits.model.noise, nfes=(nfe,), seed=seed, limit=LIMIT)
-    trials, stages = search(strategy, digits.judged, BUDGET, seed, batch=stage_of(method), first=LIMIT)
-    best = min(trials, key=lambda t: t.scores[256])
-    published = min((t for t in trials if t.proposal.stage == 0), key=lambda t: t.scores[256])
+    trials, stages = search(strategy, digits.judged, budget, seed, batch=stage_of(method), first=LIMIT)
+    score = lambda t: t.scores[IMAGES]  # noqa: E731
+    best = min(trials, key=score)
+    published = min((t for t in trials if t.proposal.stage == 0), key=score)
 
     def both(trial: Trial) -> dict[str, Any]:
-        again = digits.score(trial.proposal.schedule, FRESH)
-        return {"score": trial.scores[256], "fresh": again["fd"], "fresh_error": again["fd_error"],
-                "origin": trial.proposal.origin, "trial": trial.number,
-                "schedule": trial.proposal.schedule.to_dict()}  # fmt: skip
+        again = digits.again(trial.proposal.schedule)
+        return {"score": score(trial), "plain": digits.selected(trial.proposal.schedule)["plain"],
+                "fresh": again["fd"], "fresh_error": again["fd_error"], "origin": trial.proposal.origin,
+                "trial": trial.number, "schedule": trial.proposal.schedule.to_dict()}  # fmt: skip
 
+    curve = np.minimum.accumulate([score(t) for t in trials]).tolist()
     return {
-        "method": method, "nfe": nfe, "seed": seed, "budget": BUDGET, "stages": stages,
-        "curve": steps(best_so_far(trials, nfe)), "best": both(best), "published": both(published),
+        "method": method, "nfe": nfe, "seed": seed, "budget": budget, "stages": stages, "curve": steps(curve),
+        "best": both(best), "published": both(published),
     }  # fmt: skip
 
 
@@ -105,17 +160,17 @@ def run(minutes: float | None) -> None:
     """All cells that are not there yet; a deadline stops between them."""
     torch.set_num_threads(1)
     digits, deadline = Digits(), Deadline(minutes)
-    for method, nfe, seed in cells():
+    for method, nfe, seed, budget in cells():
         if deadline.over:
             return
-        if (method, nfe, seed) in {(r["method"], r["nfe"], r["seed"]) for r in read(RUNS)}:
+        if (method, nfe, seed, budget) in {(r["method"], r["nfe"], r["seed"], r["budget"]) for r in read(RUNS)}:
             continue
         begin = time.monotonic()
-        record = cell(digits, method, nfe, seed)
+        record = cell(digits, method, nfe, seed, budget)
         with RUNS.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
         shown = {k: (round(record[k]["score"], 4), record[k]["fresh"]) for k in ("best", "published")}
-        print(method, nfe, seed, shown, f"{time.monotonic() - begin:.0f} s", flush=True)
+        print(method, nfe, seed, budget, shown, f"{time.monotonic() - begin:.0f} s", flush=True)
 
 
 def main() -> None:

@@ -34,7 +34,7 @@ REMEMBERED = 32
 """Tables whose rows a worker keeps, so that more images of the same trial cost only the new ones."""
 
 
-class _NotFinite(Exception):
+class NotFinite(Exception):
     """Samples that no judge should see."""
 
 
@@ -46,7 +46,7 @@ class _Strict:
 
     def observe(self, images: Tensor, seeds: Sequence[int]) -> Tensor:
         if not bool(torch.isfinite(images).all()):
-            raise _NotFinite
+            raise NotFinite
         return self.judge.observe(images, seeds)
 
     def score(self, rows: Tensor) -> float:
@@ -138,7 +138,7 @@ class Evaluator:
         known_statistics = None if statistics is None else EMS.load(statistics, self.model)
         self.tabulate = Tabulator(self.model.noise, model, guidance, known_statistics)
         self.selection, self.report = SelectionSeeds(images, offset), ReportSeeds(max(images, fresh), offset)
-        self._batch, self._condition = batch_size, inputs.condition_of(self.model, None)
+        self._batch, self.condition = batch_size, inputs.condition_of(self.model, None)
         self.teacher = self._teacher(teacher_calls, cache) if self.objective == "teacher" else None
         # Ranges: whether a seed is known is asked for every image.
         self._judges = {
@@ -151,7 +151,7 @@ class Evaluator:
     def _teacher(self, calls: int, cache: str | None) -> Teacher:
         table = reference_schedule(self.model.noise, calls).tabulate(self.model.noise)
         return Teacher(
-            self.model, table, condition=self._condition, cache=Cache(cache), batch_size=self._batch
+            self.model, table, condition=self.condition, cache=Cache(cache), batch_size=self._batch
         )  # fmt: skip
 
     @property
@@ -201,21 +201,24 @@ class Evaluator:
                 value, error = scorer.judges[0].figure(scorer.rows(table, images)[0])
                 return value, error
             return scorer.score(table, images)
-        except (_NotFinite, torch.linalg.LinAlgError):  # pyright: ignore[reportPrivateImportUsage]
+        except (NotFinite, torch.linalg.LinAlgError):  # pyright: ignore[reportPrivateImportUsage]
             return math.inf
         except DenoiserError as error:
             if error.rows and not getattr(error, "sane", False):  # the sampler drove it there
                 return math.inf
             raise
 
+    def scorer(self, *, fresh: bool, cache: Cache) -> Scorer:
+        """What scores tables on the selection seeds, or on fresh ones; rows are kept in the cache."""
+        seeds: Seeds = self.report if fresh else self.selection
+        return Scorer(
+            self.model, [self._judges[fresh]], seeds, condition=self.condition, cache=cache, batch_size=self._batch
+        )
+
     def _scorer(self, digest: str, fresh: bool) -> Scorer:
         key = (digest, fresh)
         if key not in self._scorers:
-            seeds: Seeds = self.report if fresh else self.selection
-            self._scorers[key] = Scorer(
-                self.model, [self._judges[fresh]], seeds, condition=self._condition, cache=Cache(None),
-                batch_size=self._batch,
-            )  # fmt: skip
+            self._scorers[key] = self.scorer(fresh=fresh, cache=Cache(None))
         self._scorers.move_to_end(key)
         while len(self._scorers) > REMEMBERED:
             self._scorers.popitem(last=False)

@@ -197,15 +197,7 @@ def resume(path: str | Path, *, budget: int | None = None) -> Search:
     store = Store.open(path)
     try:
         record = store.contents.record
-        evaluator = _evaluator(record["evaluator"], path)
-        now = evaluator.identity
-        wrong = [f"{key}: {old!r} then, {now.get(key)!r} now" for key, old in record["identity"].items()
-                 if now.get(key) != old]  # fmt: skip
-        if wrong:
-            raise ArgumentError(
-                f"{path} was made with something else, so new scores could not be compared with its own: "
-                f"{'; '.join(wrong)}. Bring that back, or start another study"
-            )
+        evaluator = evaluator_of(record, path)
         if budget is not None and budget != store.contents.values.get("budget", record["budget"]):
             _check(record["nfes"], budget, record["counts"], record["fresh"], record["winners"], record["ask"])
             store.set("budget", budget)
@@ -213,6 +205,24 @@ def resume(path: str | Path, *, budget: int | None = None) -> Search:
     except BaseException:
         store.close()
         raise
+
+
+def evaluator_of(record: Mapping[str, Any], path: str | Path) -> Evaluator:
+    """The evaluator of a study, with the network, metric and seeds that it was made with.
+
+    Raises:
+        ArgumentError: they are others now; says the difference.
+    """
+    evaluator = _evaluator(record["evaluator"], path)
+    now = evaluator.identity
+    wrong = [f"{key}: {old!r} then, {now.get(key)!r} now" for key, old in record["identity"].items()
+             if now.get(key) != old]  # fmt: skip
+    if wrong:
+        raise ArgumentError(
+            f"{path} was made with something else, so new scores could not be compared with its own: "
+            f"{'; '.join(wrong)}. Bring that back, or start another study"
+        )
+    return evaluator
 
 
 def save_front(path: str | Path, folder: str | Path) -> list[Path]:

@@ -1,4 +1,4 @@
-"""`fewstep search start | resume | status | front`: a search over whole solver schedules that survives anything."""
+"""`fewstep search start | resume | status | front | report`: a search over whole solver schedules that survives anything."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from fewstep.cli.common import (
     show,
     whole_numbers,
 )  # fmt: skip
+from fewstep.cli.search_reporting import report
 from fewstep.errors import ArgumentError
 from fewstep.words import seconds_in_words, with_error
 
@@ -36,6 +37,7 @@ app = typer.Typer(
         "fewstep search resume study.sqlite",
         "fewstep search status study.sqlite",
         "fewstep search front study.sqlite --save schedules",
+        "fewstep search report study.sqlite --out report",
     ),
 )
 
@@ -288,6 +290,7 @@ COMMANDS = (
     ("resume", resume, examples("fewstep search resume study.sqlite", "fewstep search resume study.sqlite -w 2")),
     ("status", status, examples("fewstep search status study.sqlite")),
     ("front", front, examples("fewstep search front study.sqlite --save schedules")),
+    ("report", report, examples("fewstep search report study.sqlite --out report")),
 )  # fmt: skip
 
 for _name, _function, _epilog in COMMANDS:
