@@ -136,41 +136,52 @@ def cells() -> Iterator[tuple[str, int, int, int]]:
 
 
 def cell(digits: Digits, method: str, nfe: int, seed: int, budget: int) -> dict[str, Any]:
-    """One search: its curve, its winner, and both scores of it and of the best of the initial population."""
+    """One search: its curve, its winner, and the best of the initial population."""
     strategy = proposer(method, noise=digits.model.noise, nfes=(nfe,), seed=seed, limit=LIMIT)
     trials, stages = search(strategy, digits.judged, budget, seed, batch=stage_of(method), first=LIMIT)
     score = lambda t: t.scores[IMAGES]  # noqa: E731
     best = min(trials, key=score)
     published = min((t for t in trials if t.proposal.stage == 0), key=score)
 
-    def both(trial: Trial) -> dict[str, Any]:
-        again = digits.again(trial.proposal.schedule)
-        return {"score": score(trial), "plain": digits.selected(trial.proposal.schedule)["plain"],
-                "fresh": again["fd"], "fresh_error": again["fd_error"], "origin": trial.proposal.origin,
-                "trial": trial.number, "schedule": trial.proposal.schedule.to_dict()}  # fmt: skip
+    def told(trial: Trial) -> dict[str, Any]:
+        schedule = trial.proposal.schedule
+        return {
+            "score": score(trial), "plain": digits.selected(schedule)["plain"], "trial": trial.number,
+            "origin": trial.proposal.origin, "digest": digits.tabulate(schedule).digest, "schedule": schedule.to_dict(),
+        }  # fmt: skip
 
     curve = np.minimum.accumulate([score(t) for t in trials]).tolist()
     return {
         "method": method, "nfe": nfe, "seed": seed, "budget": budget, "stages": stages, "curve": steps(curve),
-        "best": both(best), "published": both(published),
+        "best": told(best), "published": told(published),
     }  # fmt: skip
 
 
 def run(minutes: float | None) -> None:
-    """All cells that are not there yet; a deadline stops between them."""
+    """All cells that are not there yet, and after each pair their winners on fresh seeds; a deadline stops between."""
     torch.set_num_threads(1)
     digits, deadline = Digits(), Deadline(minutes)
     for method, nfe, seed, budget in cells():
         if deadline.over:
             return
-        if (method, nfe, seed, budget) in {(r["method"], r["nfe"], r["seed"], r["budget"]) for r in read(RUNS)}:
-            continue
-        begin = time.monotonic()
-        record = cell(digits, method, nfe, seed, budget)
-        with RUNS.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
-        shown = {k: (round(record[k]["score"], 4), record[k]["fresh"]) for k in ("best", "published")}
-        print(method, nfe, seed, budget, shown, f"{time.monotonic() - begin:.0f} s", flush=True)
+        key = (method, nfe, seed, budget)
+        if not any(key == key_of_run(r) for r in read(RUNS)):
+            begin = time.monotonic()
+            record = cell(digits, *key)
+            with RUNS.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+            shown = {k: round(record[k]["score"], 4) for k in ("best", "published")}
+            print(*key, shown, f"{time.monotonic() - begin:.0f} s", flush=True)
+        if method != "s3":
+            for record in read(RUNS):
+                if key_of_run(record)[1:] == key[1:] and record["method"] in (method, "s3"):
+                    for which in ("published", "best"):
+                        again = digits.again(SolverSchedule.from_dict(record[which]["schedule"]))
+                        print(record["method"], *key[1:], which, round(record[which]["score"], 4), again, flush=True)
+
+
+def key_of_run(record: dict[str, Any]) -> tuple[str, int, int, int]:
+    return record["method"], record["nfe"], record["seed"], record["budget"]
 
 
 def main() -> None:

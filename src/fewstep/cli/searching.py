@@ -1,4 +1,4 @@
-"""`fewstep search start | resume | status | front | report`: a search over whole solver schedules that survives anything."""
+"""`fewstep search start | resume | status | front | report`: whole solver schedules, in a study that survives."""
 
 from __future__ import annotations
 

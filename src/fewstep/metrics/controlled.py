@@ -41,8 +41,8 @@ def controlled_frechet(
     ours, theirs = as_features(features, "features", least=2 * groups), as_features(paired, "paired")
     if ours.shape != theirs.shape or not ours.shape[1] == population.d == reference.d:
         raise ArgumentError(
-            f"features {tuple(ours.shape)}, paired {tuple(theirs.shape)}, population of {population.d} and reference of "
-            f"{reference.d} features do not fit: give one row for each sample, and one feature network for all"
+            f"features {tuple(ours.shape)}, paired {tuple(theirs.shape)}, population of {population.d} and reference "
+            f"of {reference.d} features do not fit: give one row for each sample, and one feature network for all"
         )
     whole = _moved(ours, theirs, population, reference, ridge)
     group = torch.randperm(len(ours), generator=torch.Generator("cpu").manual_seed(seed), device="cpu") % groups

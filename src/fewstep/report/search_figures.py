@@ -26,7 +26,7 @@ BEYOND = 1.0
 
 
 def strategies_figure(entries: Sequence[tuple[str, SolverSchedule]], noise: NoiseSchedule) -> Figure:
-    """Each schedule on a line: a mark where a step ends, its colour the basis, its number the order, a ring a corrector.
+    """Each schedule on a line: a mark where a step ends; colour: basis, number: order, ring: corrector.
 
     Below a mark stand the points of a low-order first derivative and a scaling other than none.
     """

@@ -100,7 +100,8 @@ def _head(page: SearchPage) -> str:
     judged = f"{escape(page.judge)}, lower is better. "
     method = f"{page.evaluated:,} schedules evaluated, proposed by {escape(page.proposer)}."
     shown = f'<div class="cards">{"".join(cards)}</div>\n' if cards else ""
-    return f'<h1>{escape(page.title)}</h1>\n<p class="lead">{_verdict(page)}</p>\n{shown}<p class="note">{judged}{method}</p>'
+    lead = f'<p class="lead">{_verdict(page)}</p>'
+    return f'<h1>{escape(page.title)}</h1>\n{lead}\n{shown}<p class="note">{judged}{method}</p>'
 
 
 def _verdict(page: SearchPage) -> str:
@@ -147,8 +148,8 @@ def _schedules(page: SearchPage) -> str:
             entries.append((f"{p.nfe} calls, constant", p.constant))
         entries.append((f"{p.nfe} calls, found", p.found))
     note = (
-        "<p>A mark stands where a step ends; its colour is what is expanded, its number the Taylor order, a dark ring a "
-        "corrector. Small print: a first derivative from fewer points, and its scaling.</p>"
+        "<p>A mark stands where a step ends; its colour is what is expanded, its number the Taylor order, a dark ring "
+        "a corrector. Small print: a first derivative from fewer points, and its scaling.</p>"
     )
     return section("Which strategy where", note, drawing(search_figures.strategies_figure(entries, page.noise)))
 
@@ -188,8 +189,8 @@ def _worth(page: SearchPage) -> str:
     cell = lambda p, name: "same" if p.worth.get(name) is None else _told(p.worth[name])  # noqa: E731
     rows = [(str(p.nfe), *(cell(p, name) for name in names)) for p in told]
     note = (
-        "<p>One component at a time is set back to the best constant strategy's, and the schedule truly evaluated again "
-        "on fresh seeds: how much worse it then is, with the standard error of the difference. Components work "
+        "<p>One component at a time is set back to the best constant strategy's, and the schedule truly evaluated "
+        "again on fresh seeds: how much worse it then is, with the standard error of the difference. Components work "
         "together, so the parts do not add up to the whole.</p>"
     )
     return section("What each component is worth", note, grid_of(("calls", *names), rows))
