@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fewstep import inputs, models
+from fewstep.denoiser import Denoiser
 from fewstep.ems import EMS
 from fewstep.errors import ArgumentError, DenoiserError
 from fewstep.judging import Objective, checked_objective, selection_judge
@@ -115,6 +116,8 @@ class Evaluator:
         offset: of the seeds: another offset, another set.
         cache: folder of the teacher's end points.
         statistics: file of the network's statistics (`EMS.save`), for steps in DPM-Solver-v3's basis.
+        network, judge: the network that the name stands for, and its features and their reference, where they are not
+            what the name alone gives; such an evaluator serves one process.
     """
 
     def __init__(
@@ -130,9 +133,11 @@ class Evaluator:
         offset: int = 0,
         cache: str | None = None,
         statistics: str | None = None,
+        network: Denoiser | None = None,
+        judge: models.Judge | None = None,
     ) -> None:
-        self.model, self.name = models.load(model, guidance=guidance), model
-        known = inputs.judge_of(self.model)
+        self.model, self.name = network or models.load(model, guidance=guidance), model
+        known = judge or inputs.judge_of(self.model)
         function = function_of(objective) if objective.startswith("python:") else objective
         self.objective: Objective = checked_objective(function, known, teacher_calls)
         known_statistics = None if statistics is None else EMS.load(statistics, self.model)

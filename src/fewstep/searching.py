@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import Any, Self
 
 import fewstep
+from fewstep.denoiser import Denoiser
 from fewstep.ems import EMS
 from fewstep.errors import ArgumentError
 from fewstep.evaluating import Evaluator, Tabulator, function_of
+from fewstep.models import Judge
 from fewstep.noise import from_dict
 from fewstep.progress import Report, silent
 from fewstep.proposals import Proposer
@@ -79,7 +81,7 @@ class Workers:
 
 
 class Search:
-    """An open study with its evaluator; `run` it, and `close` it."""
+    """An open study with its evaluator; `run` it, and `close` it. `arguments` build the evaluator in other workers."""
 
     def __init__(self, store: Store, evaluator: Evaluator, arguments: Mapping[str, Any]) -> None:
         self.store, self.evaluator, self._arguments = store, evaluator, arguments
@@ -138,6 +140,8 @@ def start(
     teacher_calls: int = CALLS,
     offset: int = 0,
     statistics: str | Path | None = None,
+    network: Denoiser | None = None,
+    judge: Judge | None = None,
 ) -> Search:
     """A new study.
 
@@ -155,6 +159,7 @@ def start(
         seed: of the proposals. ask: proposals at once, with one worker.
         guidance, batch_size, teacher_calls, offset: see `Evaluator`.
         statistics: file of the network's statistics (`EMS.save`): steps may then take DPM-Solver-v3's basis too.
+        network, judge: see `Evaluator`; then one serial worker runs the study, and `resume` is given them again.
 
     Raises:
         ArgumentError: something cannot be used; said before any work.
@@ -173,7 +178,7 @@ def start(
     }  # fmt: skip
     if statistics is not None:
         arguments["statistics"] = str(Path(statistics).absolute())
-    evaluator = _evaluator(arguments, path)
+    evaluator = Evaluator(**_with_cache(arguments, path), network=network, judge=judge)
     options = _with_third_basis(dict(options or {}), proposer, evaluator.tabulate.statistics)
     record: dict[str, Any] = {
         "model": model, "objective": evaluator.identity["objective"], "identity": evaluator.identity,
@@ -186,8 +191,10 @@ def start(
     return Search(Store.create(path, record), evaluator, _with_cache(arguments, path))
 
 
-def resume(path: str | Path, *, budget: int | None = None) -> Search:
-    """An existing study, to go on with; `budget` changes the number of trials in all.
+def resume(
+    path: str | Path, *, budget: int | None = None, network: Denoiser | None = None, judge: Judge | None = None
+) -> Search:
+    """An existing study, to go on with; `budget` changes the number of trials in all, the others are as for `start`.
 
     Raises:
         ArgumentError: no such file, or a model, metric or seeds that are not those of the study; says the difference.
@@ -197,7 +204,7 @@ def resume(path: str | Path, *, budget: int | None = None) -> Search:
     store = Store.open(path)
     try:
         record = store.contents.record
-        evaluator = evaluator_of(record, path)
+        evaluator = evaluator_of(record, path, network, judge)
         if budget is not None and budget != store.contents.values.get("budget", record["budget"]):
             _check(record["nfes"], budget, record["counts"], record["fresh"], record["winners"], record["ask"])
             store.set("budget", budget)
@@ -207,13 +214,15 @@ def resume(path: str | Path, *, budget: int | None = None) -> Search:
         raise
 
 
-def evaluator_of(record: Mapping[str, Any], path: str | Path) -> Evaluator:
+def evaluator_of(
+    record: Mapping[str, Any], path: str | Path, network: Denoiser | None = None, judge: Judge | None = None
+) -> Evaluator:
     """The evaluator of a study, with the network, metric and seeds that it was made with.
 
     Raises:
         ArgumentError: they are others now; says the difference.
     """
-    evaluator = _evaluator(record["evaluator"], path)
+    evaluator = Evaluator(**_with_cache(record["evaluator"], path), network=network, judge=judge)
     now = evaluator.identity
     wrong = [f"{key}: {old!r} then, {now.get(key)!r} now" for key, old in record["identity"].items()
              if now.get(key) != old]  # fmt: skip
@@ -271,10 +280,6 @@ def _with_third_basis(options: dict[str, Any], proposer: str, statistics: EMS | 
     if proposer.startswith("python:"):
         return options
     return {"bases": ["data", "noise", "v3"], "reach": list(statistics.reach)} | options
-
-
-def _evaluator(arguments: Mapping[str, Any], path: str | Path) -> Evaluator:
-    return Evaluator(**_with_cache(arguments, path))
 
 
 def _with_cache(arguments: Mapping[str, Any], path: str | Path) -> dict[str, Any]:

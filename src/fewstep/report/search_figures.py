@@ -105,7 +105,7 @@ def curves_figure(curves: Mapping[int, Sequence[tuple[int, float]]], *, judge: s
             axis.step(x, y, where="post", color=AFTER, linewidth=1.6)
             axis.set_title(f"{nfe} calls")
             axis.grid(axis="y")
-            if min(y) > 0:
+            if 0 < 4 * min(y) < max(y):
                 axis.set_yscale("log")
                 axis.yaxis.set_major_formatter(lambda v, _: f"{v:.3g}")
                 axis.yaxis.set_minor_formatter(lambda v, _: f"{v:.2g}" if f"{v:e}"[0] in "25" else "")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fewstep.files import atomic_write_text
 from fewstep.report import figures, images, search_figures
@@ -156,7 +157,7 @@ def _schedules(page: SearchPage) -> str:
 
 def _samples(page: SearchPage) -> str:
     cells: list[str] = []
-    clouds: list[tuple[str, object]] = []
+    clouds: list[tuple[str, Any]] = []
     for p in page.points:
         for role, label in (("before", "best constant"), ("after", "found")):
             made = p.samples.get(role)
@@ -170,7 +171,7 @@ def _samples(page: SearchPage) -> str:
     note = f"<p>The same seeds in the same places.{labels}</p>"
     if cells:
         return section("Samples", note, f'<div class="grids">{"".join(cells)}</div>')
-    return section("Samples", note, drawing(figures.cloud_figure(clouds))) if clouds else ""  # pyright: ignore[reportArgumentType]
+    return section("Samples", note, drawing(figures.cloud_figure(clouds))) if clouds else ""
 
 
 def _curves(page: SearchPage) -> str:
@@ -186,8 +187,7 @@ def _worth(page: SearchPage) -> str:
     if not told:
         return ""
     names = list(dict.fromkeys(name for p in told for name in p.worth))
-    cell = lambda p, name: "same" if p.worth.get(name) is None else _told(p.worth[name])  # noqa: E731
-    rows = [(str(p.nfe), *(cell(p, name) for name in names)) for p in told]
+    rows = [(str(p.nfe), *(_told(worth) if (worth := p.worth.get(n)) else "same" for n in names)) for p in told]
     note = (
         "<p>One component at a time is set back to the best constant strategy's, and the schedule truly evaluated "
         "again on fresh seeds: how much worse it then is, with the standard error of the difference. Components work "
@@ -221,9 +221,11 @@ def _number(value: float | None) -> str:
 
 
 def _told(value: tuple[float, float | None] | None) -> str:
-    return "-" if value is None else with_error(*value)
+    if value is None:
+        return "-"
+    return with_error(*value) if math.isfinite(value[0]) else "not finite"
 
 
-def _counts(values: object) -> str:
-    found = sorted({int(n) for n in values if n})  # type: ignore[attr-defined]
+def _counts(values: Iterable[int]) -> str:
+    found = sorted({n for n in values if n})
     return " or ".join(f"{n:,}" for n in found) or "no"
