@@ -3,7 +3,7 @@
     run       every method, number of calls and seed; what is worth most comes first
     report    what there is so far, as the digits' part of docs/s3-results.md
 
-A schedule's score is the Fréchet distance of 128 images of fixed selection seeds, with the teacher's images of the
+A schedule's score is the Fréchet distance of 256 images of fixed selection seeds, with the teacher's images of the
 same noise as control variates (fewstep.metrics.controlled): plain distances of so few images rank good samplers hardly
 better than chance. All runs share their evaluations, which are known by the digest of the table; each is on disk
 (benchmarks/results/s3/digits-scores.jsonl) before the next one begins. A run that was stopped is proposed again from
@@ -44,7 +44,7 @@ from fewstep.tableau import Tableau
 CACHE = Path("runs/s3-cache")
 MODEL = "mnist"
 NFES, SEEDS, METHODS = (5, 8), (1, 2, 3), ("s3", "evolution", "random", "tpe")
-BUDGETS, LIMIT, IMAGES = (120, 204), 36, 128
+BUDGETS, LIMIT, IMAGES = (120, 204), 36, 256
 SELECTION, FRESH = SelectionSeeds(IMAGES, 20_000_000), ReportSeeds(5000, 20_000_000)
 BATCH = 64
 SCORES, RUNS = RESULTS / "digits-scores.jsonl", RESULTS / "digits.jsonl"
@@ -76,7 +76,7 @@ class Digits:
     @cached_property
     def paired(self) -> Tensor:
         """The teacher's features on the selection seeds."""
-        path = CACHE / "s3-digits-teacher.pt"
+        path = CACHE / f"s3-digits-teacher-{IMAGES}.pt"
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             teacher = solvers.get("dpmpp_2m")(times.karras(self.model.noise, 50)).tabulate(self.model.noise)

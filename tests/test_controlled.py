@@ -43,7 +43,9 @@ def test_the_teacher_itself_scores_what_its_population_does():
     reference, everyone = Statistics.of(population(1)), population(2)
     truth = frechet(Statistics.of(everyone), reference)
     few = population(5, N)
-    assert controlled_frechet(few, few, Statistics.of(everyone), reference, ridge=1e-9) == pytest.approx(truth, abs=1e-6)
+    assert controlled_frechet(few, few, Statistics.of(everyone), reference, ridge=1e-9) == pytest.approx(
+        truth, abs=1e-6
+    )
 
 
 def test_what_does_not_fit_is_refused():

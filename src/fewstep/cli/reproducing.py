@@ -120,11 +120,12 @@ def reproduce(
     if data is None:
         import torch
 
+        from fewstep.cli.searching import ranges
         from fewstep.reproduce.usf_table import UsfSettings
 
         check_features(judge, torch.zeros(2, *network.shape))
         usf = UsfSettings(
-            nfes=tuple(whole_numbers(nfe, "--nfe")) or (4, 5, 6, 7, 8, 9, 10), budget=budget, images=selection or 1000,
+            nfes=tuple(ranges(nfe or ["4-10"], "--nfe")), budget=budget, images=selection or 1000,
             finals=images, proposer=proposer, statistics=ems, batch=batch_size,
         )  # fmt: skip
         _run_usf(network, f"edm:{edm}", judge, usf, out, quiet=quiet, as_json=as_json)
