@@ -102,12 +102,12 @@ class _Told:
         judge = scorer.judges[0].name
 
         def compared(before: SolverSchedule, after: SolverSchedule) -> dict[str, Figure]:
-            tables = [self.evaluator.tabulate(s) for s in (before, after)]
-            found: dict[str, Figure] = {}
-            for name, table in zip(("before", "after"), tables, strict=True):
-                found[name] = _finite(lambda table=table: scorer.figures(table, self.images)[judge])
-            found["gain"] = _finite(lambda: scorer.gains(*tables, self.images)[judge])
-            return found
+            one, two = (self.evaluator.tabulate(s) for s in (before, after))
+            return {
+                "before": _finite(lambda: scorer.figures(one, self.images)[judge]),
+                "after": _finite(lambda: scorer.figures(two, self.images)[judge]),
+                "gain": _finite(lambda: scorer.gains(one, two, self.images)[judge]),
+            }
 
         points: list[Point] = []
         for done, row in enumerate(self.rows):
