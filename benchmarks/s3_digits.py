@@ -1,7 +1,9 @@
-"""Searches over solver schedules on the digit network: `python -m benchmarks.s3_digits run|report`.
+"""Searches over solver schedules on the digit network: `python -m benchmarks.s3_digits run|objective`.
 
     run       every method, number of calls and seed; what is worth most comes first
-    report    what there is so far, as the digits' part of docs/s3-results.md
+    objective which estimate of the distance from few images ranks samplers as 5,000 do
+
+`python -m benchmarks.s3 report` writes what there is of both to docs/s3-results.md.
 
 A schedule's score is the Fréchet distance of 256 images of fixed selection seeds, with the teacher's images of the
 same noise as control variates (fewstep.metrics.controlled): plain distances of so few images rank good samplers hardly
@@ -26,7 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.quality_cells import Deadline, key_of
+from benchmarks.quality_cells import Deadline, from_times, key_of, make_cell
 from benchmarks.s3 import RESULTS, read, search, stage_of, steps
 from fewstep import models, solvers, times
 from fewstep.compare import Results
@@ -34,11 +36,13 @@ from fewstep.evaluating import Tabulator
 from fewstep.metrics import Statistics, frechet, frechet_with_error
 from fewstep.metrics.controlled import controlled_frechet
 from fewstep.models import default_condition
+from fewstep.noise import as_float64
 from fewstep.proposals import Proposal, Trial
 from fewstep.randomness import ReportSeeds, Seeds, SelectionSeeds
 from fewstep.rules import SolverSchedule
 from fewstep.sampling import sample
 from fewstep.search.s3 import proposer
+from fewstep.search.s3.surrogate import kendall
 from fewstep.tableau import Tableau
 
 CACHE = Path("runs/s3-cache")
@@ -184,11 +188,54 @@ def key_of_run(record: dict[str, Any]) -> tuple[str, int, int, int]:
     return record["method"], record["nfe"], record["seed"], record["budget"]
 
 
+def objective() -> None:
+    """Which estimate from few images ranks samplers as 5,000 do: 5-call samplers of benchmarks.quality."""
+    torch.set_num_threads(1)
+    digits = Digits()
+    final = read(RESULTS.parent / "final.jsonl")
+    chosen = {(r["solver"], r["method"]): r["scores"]["times"] for r in read(RESULTS.parent / "optimised.jsonl")
+              if r["nfe"] == 5}  # fmt: skip
+    truth: dict[tuple[str, str], list[float]] = {}
+    for r in final:
+        if r["nfe"] == 5:
+            truth.setdefault((r["solver"], r["times"]), []).append(r["scores"]["fd"])
+    path = CACHE / "s3-digits-objective.pt"
+    known: dict[tuple[str, str], Tensor] = torch.load(path) if path.exists() else {}
+    for solver, grid in truth:
+        if (solver, grid) not in known:
+            made = (from_times(digits.model.noise, solver, grid, 5, as_float64(chosen[solver, grid]))
+                    if (solver, grid) in chosen else make_cell(digits.model.noise, solver, grid, 5))  # fmt: skip
+            assert made.tableau is not None
+            known[solver, grid] = digits.features(made.tableau, SELECTION)
+            torch.save(known, path)
+    reference, everyone = digits.judge.reference, digits.population
+    ways = {
+        "plain": lambda f, _: frechet(Statistics.of(f), reference),
+        "controlled": lambda f, t: controlled_frechet(f, t, everyone, reference),
+    }
+    mean = np.array([np.mean(truth[key]) for key in truth])
+    with (RESULTS / "digits-objective.jsonl").open("w", encoding="utf-8") as file:
+        for images in (64, 96, 128, 192, 256):
+            for name, way in ways.items():
+                values = np.array([way(known[key][:images], digits.paired[:images]) for key in truth])
+                line = {
+                    "images": images, "estimate": name, "samplers": len(mean), "tau": kendall(values, mean),
+                    "r": float(np.corrcoef(values, mean)[0, 1]), "bias": float((values - mean).mean()),
+                    "deviation": float((values - mean).std()),
+                }  # fmt: skip
+                file.write(json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in line.items()}) + "\n")
+                print(line, flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("run",))
+    parser.add_argument("what", choices=("run", "objective"))
     parser.add_argument("--minutes", type=float, help="begin no run after so many minutes")
-    run(parser.parse_args().minutes)
+    asked = parser.parse_args()
+    if asked.what == "run":
+        run(asked.minutes)
+    else:
+        objective()
 
 
 if __name__ == "__main__":

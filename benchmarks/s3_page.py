@@ -192,4 +192,6 @@ def write(lines: list[Line]) -> None:
         "child.\n",
         tau_table(single),
     ]  # fmt: skip
-    atomic_write_text(DOCS / "s3-results.md", "\n".join(parts))
+    from benchmarks.s3_digits_page import section
+
+    atomic_write_text(DOCS / "s3-results.md", "\n".join([*parts, section()]))

@@ -124,14 +124,12 @@ def test_the_search_of_usf_from_files(folder: Path, monkeypatch: pytest.MonkeyPa
     assert (folder / "usf" / "scores.jsonl").read_text() == before
     other = invoke(*command, "--selection", "100", code=2)
     assert "another search (counts [96] there, [100] now)" in " ".join(other.split())
-    assert "takes no --data" in invoke(*command, "--data", "images.npz", code=2)
-    assert "needs --data" in invoke("reproduce", "ays-table5", *USF, "--trust-pickle", code=2)
 
 
 def test_bad_files(folder: Path) -> None:
     features = ("--features", "python:features_for_test:make")
     for change, words in [
-        (("ays-table9", *FILES, *features), "no experiment"),
+        (("ays-table9", *FILES, *features), "No such command"),
         (("ays-table5", *FILES), "give --inception"),
         (("ays-table5", *FILES, *features), "can carry code"),
         (("ays-table5", *FILES, "--features", "python:features_for_test:wrong"), "returned a int"),
