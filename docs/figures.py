@@ -122,11 +122,16 @@ def help_text(command: str) -> str:
     return "\n".join(line.rstrip() for line in result.output.strip("\n").splitlines()) + "\n"
 
 
+def help_file(command: str) -> Path:
+    """Where the help of a command stands."""
+    return HELP / f"{command.split()[-1]}.txt"
+
+
 def write_help() -> None:
     """One text per command."""
     HELP.mkdir(parents=True, exist_ok=True)
     for command in COMMANDS:
-        (HELP / f"{command.split()[-1]}.txt").write_text(help_text(command), encoding="utf-8")
+        help_file(command).write_text(help_text(command), encoding="utf-8")
 
 
 def main() -> None:
