@@ -18,7 +18,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -61,12 +61,17 @@ def judged(problem: Mixture, proposals: list[Proposal], first: int) -> list[Tria
 
 
 def search(
-    strategy: Proposer, problem: Mixture, budget: int, seed: int, *, batch: Callable[[int], int]
+    strategy: Proposer,
+    judge: Callable[[list[Proposal], int], list[Trial]],
+    budget: int,
+    seed: int,
+    *,
+    batch: Callable[[int], int],
+    first: int = LIMIT,
 ) -> tuple[list[Trial], list[dict[str, Any]]]:
-    """All trials, and what each stage learned."""
+    """All trials, and what each stage learned; `first` of them are the initial population."""
     trials: list[Trial] = []
     stages: list[dict[str, Any]] = []
-    first = LIMIT * len(problem.space.nfes)
     while len(trials) < budget:
         if trials and (learned := strategy.learn(trials)):
             stages.append(learned | {"after": len(trials)})
@@ -74,13 +79,18 @@ def search(
         proposals = strategy.propose(trials, count, seed * 1_000_003 + len(trials))
         if not proposals:
             break
-        trials += judged(problem, proposals, len(trials))
+        trials += judge(proposals, len(trials))
     return trials, stages
 
 
 def best_so_far(trials: list[Trial], nfe: int) -> list[float]:
     """After each trial the best score of a number of calls (infinite before the first)."""
     return np.minimum.accumulate([t.scores[256] if t.nfe == nfe else np.inf for t in trials]).tolist()
+
+
+def stage_of(name: str) -> Callable[[int], int]:
+    """How many schedules a strategy is asked for after so many trials."""
+    return lambda trials: max(STAGE, trials // STAGES) if name == "s3" else 1
 
 
 @cache
@@ -98,9 +108,8 @@ def cell(method: str, nfe: int, seed: int, budget: int) -> dict[str, Any]:
         name, noise=problem.noise, nfes=nfes, seed=seed, rates="cifar10_vp", ends=ENDS, limit=LIMIT, **options
     )
     begin = time.process_time()
-    guided = name == "s3"
     trials, stages = search(
-        strategy, problem, budget * len(nfes), seed, batch=lambda n: max(STAGE, n // STAGES) if guided else 1
+        strategy, partial(judged, problem), budget * len(nfes), seed, batch=stage_of(name), first=LIMIT * len(nfes)
     )
     out: dict[str, Any] = {"method": method, "nfe": 0 if whole else nfe, "seed": seed, "budget": budget}
     out |= {"seconds": round(time.process_time() - begin, 1), "stages": stages, "best": {}}

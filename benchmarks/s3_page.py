@@ -147,6 +147,10 @@ def figures(cells: list[Line]) -> None:
                 axes.plot(grid, np.median(values, 0), color=colour, label=TITLES[method])
                 axes.fill_between(grid, values.min(0), values.max(0), color=colour, alpha=0.15, linewidth=0)
         axes.set(xscale="log", yscale="log", title=f"{nfe} calls", xlabel="evaluations")
+        axes.set_xticks((50, 100, 200, 400), ("50", "100", "200", "400"))
+        axes.set_xticks((), minor=True)
+        for axis in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+            axis(lambda v, _: f"{v:.3g}" if f"{v:e}"[0] in "1235" else "")
         axes.grid(alpha=0.2)
     figure.axes[0].set_ylabel("best RMS so far")
     figure.axes[-1].legend(fontsize=7)
@@ -192,4 +196,6 @@ def write(lines: list[Line]) -> None:
         "child.\n",
         tau_table(single),
     ]  # fmt: skip
-    atomic_write_text(DOCS / "s3-results.md", "\n".join(parts))
+    from benchmarks.s3_digits_page import section
+
+    atomic_write_text(DOCS / "s3-results.md", "\n".join([*parts, section()]))

@@ -226,7 +226,7 @@ def evaluation(model: str, images: int, nfe: int, repeats: int, batch_size: int)
         with torch.no_grad():
             for low in range(0, images, batch_size):
                 seeds = evaluator.selection[low : low + batch_size]
-                condition = evaluator._condition(seeds)
+                condition = evaluator.condition(seeds)
                 x = unit_noise(list(seeds), tuple(network.shape))
                 begun = time.process_time()
                 for t in times[:-1].tolist():

@@ -18,7 +18,10 @@ from fewstep.search.ays import descend
 
 OUT = Path(__file__).parent / "assets" / "tables"
 HELP = OUT.parent / "cli"
-COMMANDS = ("optimize", "sample", "compare", "show", "export", "doctor", "reproduce", "models", "solvers", "times")
+COMMANDS = (
+    "optimize", "sample", "compare", "show", "export", "doctor", "reproduce ays-table5", "reproduce usf-cifar10",
+    "reproduce text-to-image", "models", "solvers", "times",
+)  # fmt: skip
 NOISE = EDM()
 CALLS = 6
 
@@ -114,16 +117,21 @@ def help_text(command: str) -> str:
     from fewstep.cli import app
 
     result = CliRunner().invoke(
-        app, [command, "--help"], prog_name="fewstep", env={"COLUMNS": "100", "TERM": "dumb", "NO_COLOR": "1"}
+        app, [*command.split(), "--help"], prog_name="fewstep", env={"COLUMNS": "100", "TERM": "dumb", "NO_COLOR": "1"}
     )
     return "\n".join(line.rstrip() for line in result.output.strip("\n").splitlines()) + "\n"
+
+
+def help_file(command: str) -> Path:
+    """Where the help of a command stands."""
+    return HELP / f"{command.split()[-1]}.txt"
 
 
 def write_help() -> None:
     """One text per command."""
     HELP.mkdir(parents=True, exist_ok=True)
     for command in COMMANDS:
-        (HELP / f"{command}.txt").write_text(help_text(command), encoding="utf-8")
+        help_file(command).write_text(help_text(command), encoding="utf-8")
 
 
 def main() -> None:

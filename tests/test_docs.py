@@ -159,7 +159,7 @@ def figures() -> ModuleType:
 
 def test_help_texts_are_current(figures: ModuleType) -> None:
     """What the command-line page shows is what the program prints; `make figures` writes it anew."""
-    old = [c for c in figures.COMMANDS if (figures.HELP / f"{c}.txt").read_text("utf-8") != figures.help_text(c)]
+    old = [c for c in figures.COMMANDS if figures.help_file(c).read_text("utf-8") != figures.help_text(c)]
     assert not old, f"run `make figures`: the help of {old} changed"
 
 

@@ -14,7 +14,13 @@ from fewstep import models, times
 from fewstep.cli import app
 from fewstep.cli.reproducing import rounds
 from fewstep.errors import ArgumentError, FileFormatError
+from fewstep.metrics import Statistics, frechet
+from fewstep.randomness import ReportSeeds
 from fewstep.reproduce.pictures import clean_images
+from fewstep.rules import SolverSchedule
+from fewstep.sampling import sample
+from fewstep.search.s3.initial import initial
+from fewstep.study.reading import read
 
 from .edm_networks import DDPMPP, TINY, randn, write_pickle
 
@@ -83,10 +89,47 @@ def test_the_table_from_files(folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert (folder / "runs" / "scores.jsonl").read_text() == scores  # all kept: the second run made none
 
 
+USF = ("--edm", "network.pkl", "--reference", "stats.npz", "--features", "python:features_for_test:make")
+TINY_SEARCH = (
+    "--images", "48", "--nfe", "2-3", "--budget", "14", "--selection", "96", "--out", "usf", "--device", "cpu",
+    "--proposer", "evolution", "--trust-pickle", "--quiet",
+)  # fmt: skip
+
+
+def test_the_search_of_usf_from_files(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fewstep.search.s3.evolution.initial", lambda space, limit: initial(space, 6))
+    command = ("reproduce", "usf-cifar10", *USF, *TINY_SEARCH)
+    told: dict[str, Any] = json.loads(invoke(*command, "--json"))
+    cells = {(cell["nfe"], cell["kind"]): cell for cell in told["cells"]}
+    assert set(cells) == {(n, kind) for n in (2, 3) for kind in ("constant", "found")}
+    contents = read(folder / "usf" / "search.sqlite")
+    assert sum(entry.scored for entry in contents.entries.values()) == 28
+    network = models.load("edm:network.pkl?trust-pickle")
+    features = models.made_by("python:features_for_test:make")
+    reference = Statistics.load(folder / "stats.npz")
+    for (nfe, kind), cell in cells.items():
+        scores = {e.trial.number: e.trial.scores[96] for e in contents.entries.values()
+                  if e.trial.nfe == nfe and (kind == "found" or e.trial.proposal.stage == 0)}  # fmt: skip
+        assert cell["trial"] == min(scores, key=lambda number: scores[number])
+        assert cell["selected_by"] == min(scores.values())
+        table = SolverSchedule.from_dict(cell["schedule"]).tabulate(network.noise)
+        assert table.nfe == nfe
+        seeds = ReportSeeds(48)
+        made = sample(network, table, seeds=seeds, condition=models.default_condition(network, seeds))
+        assert cell["fd"] == pytest.approx(frechet(Statistics.of(features(made).double()), reference), rel=1e-4)
+    table = (folder / "usf" / "table.md").read_text()
+    assert table.startswith("| | 2 calls | 3 calls |") and "n/a" not in table
+    before = (folder / "usf" / "scores.jsonl").read_text()
+    assert invoke(*command).rstrip().endswith(table.rstrip())  # all kept: the second run made none
+    assert (folder / "usf" / "scores.jsonl").read_text() == before
+    other = invoke(*command, "--selection", "100", code=2)
+    assert "another search (counts [96] there, [100] now)" in " ".join(other.split())
+
+
 def test_bad_files(folder: Path) -> None:
     features = ("--features", "python:features_for_test:make")
     for change, words in [
-        (("ays-table9", *FILES, *features), "no experiment"),
+        (("ays-table9", *FILES, *features), "No such command"),
         (("ays-table5", *FILES), "give --inception"),
         (("ays-table5", *FILES, *features), "can carry code"),
         (("ays-table5", *FILES, "--features", "python:features_for_test:wrong"), "returned a int"),

@@ -8,12 +8,14 @@ import torch
 
 from fewstep import noise as ns
 from fewstep import solvers, times
+from fewstep.ems import EMS, log_snr_grid
 from fewstep.errors import ArgumentError
 from fewstep.rules import SolverSchedule
 from fewstep.sampling import sample
 from fewstep.search.s3 import PRESETS, Rates, Space
 from fewstep.search.s3.crossover import COMPONENTS, crossover, draw
 from fewstep.search.s3.genes import AFS, Genes
+from fewstep.search.s3.initial import initial
 from fewstep.search.s3.mutation import mutate
 from fewstep.search.s3.rates import default_rates, released
 from fewstep.search.s3.simulate import simulate
@@ -210,3 +212,52 @@ def test_v3_tau_and_mean_are_decisions_when_asked_for():
         schedule = plain.decode(stochastic, row)
         assert schedule.tabulate(plain.noise).nfe == stochastic.nfe[row]
         assert plain.encode(schedule).names()[0] == stochastic.names()[row]
+
+
+class Noisy:
+    """Statistics that depend on the log-SNR, for every element of a sample of one number."""
+
+    def __new__(cls, noise, **ends):
+        lams = log_snr_grid(noise, 40, **ends)
+        return EMS(lams, 0.5 + 0.3 * lams.sin(), 0.2 * lams.cos() - 0.4, 0.1 * lams.sin())
+
+
+@pytest.mark.parametrize("family", NOISES)
+@pytest.mark.parametrize("count", [125, pytest.param(2500, marks=pytest.mark.slow)])
+def test_children_with_the_third_basis_are_valid_and_make_the_calls_they_count(family, count):
+    """500 children by default, 10,000 with -m slow; all of them as tables, with statistics of a part of the range."""
+    noise = NOISES[family]
+    first, last = (float(noise.time_of_ratio(r * noise.ratio(t))) for r, t in ((0.2, noise.t_max), (3.0, noise.t_min)))
+    if noise.alpha(noise.t_max) == 0:
+        first = 0.9 * noise.t_max
+    ems = Noisy(noise, start=first, end=last)
+    space, _, generations = population(
+        family, count // 5, 5, seed=8, bases=("data", "noise", "v3"), reach=ems.reach, taus=(0.0, 0.5)
+    )
+    start = torch.linspace(-1, 1, 3, dtype=torch.float64)[:, None]
+    third = 0
+    for g in generations:
+        assert space.valid(g).all()
+        for f in fields(Genes):
+            assert np.array_equal(getattr(space.canonical(g), f.name), getattr(g, f.name), equal_nan=True)
+        third += int((g.basis[g.live] == 2).sum())
+        for row in range(len(g)):
+            schedule = space.decode(g, row)
+            table = schedule.tabulate(noise, statistics=ems)
+            network = Counting(noise)
+            assert torch.isfinite(sample(network, table, start=start * table.sigma[0])).all()
+            assert network.calls == table.nfe == g.nfe[row]
+            assert space.encode(schedule).names() == g.take([row]).names()
+    assert third > count / 4
+
+
+def test_published_samplers_with_the_third_basis_come_first_where_statistics_reach():
+    noise = ns.EDM()
+    ems = Noisy(noise)
+    space = Space(noise, (5,), bases=("data", "noise", "v3"), reach=ems.reach, clean=True)
+    found = initial(space, 12)
+    assert sum(p.origin.startswith("dpm_solver_v3") for p in found) == 12
+    assert {p.schedule.tabulate(noise, statistics=ems).nfe for p in found} == {5}
+    short = Noisy(noise, start=40.0, end=0.01)
+    rest = initial(replace(space, reach=short.reach), 12)
+    assert not any(p.origin.startswith("dpm_solver_v3") for p in rest)

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from fewstep import compare, inputs, models, searching, solvers, times
 from fewstep.cli import app
 from fewstep.denoiser import Denoiser
+from fewstep.ems import EMS, log_snr_grid
 from fewstep.errors import ArgumentError, DenoiserError
 from fewstep.evaluating import Evaluator, function_of
 from fewstep.judging import selection_judge
@@ -175,6 +176,29 @@ def test_another_model_metric_or_seed_set_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(Denoiser, "fingerprint", "another", raising=False)
     with pytest.raises(ArgumentError, match="fingerprint: .* then, 'another' now"):
         searching.resume(path)
+
+
+def test_with_statistics_steps_may_take_the_third_basis(tmp_path):
+    path, file = tmp_path / "s.sqlite", tmp_path / "ems.safetensors"
+    model = models.load(MODEL)
+    lams = log_snr_grid(model.noise, 20)
+    EMS.constant(lams, 0.6, -0.3, 0.1).save(file)
+    with searching.start(path, MODEL, **options(proposer="s3", options={"limit": 3}, statistics=file)) as search:
+        search.run()
+    contents = read(path)
+    assert contents.record["options"]["bases"] == ["data", "noise", "v3"]
+    first = [e.trial.proposal for e in contents.entries.values() if e.trial.proposal.stage == 0]
+    assert first and all(p.origin.startswith("dpm_solver_v3") for p in first)
+    for saved, row in zip(searching.save_front(path, tmp_path), searching.front(contents), strict=True):
+        table = Tableau.load(saved)
+        evaluate = Evaluator(MODEL, "teacher", images=row["images"], teacher_calls=8, batch_size=16)
+        assert evaluate.score_table(table, row["images"]) == pytest.approx(row["score"], rel=1e-6)
+    EMS.constant(lams, 0.5, -0.3, 0.1).save(file)
+    with pytest.raises(ArgumentError, match="statistics: .* then, .* now"):
+        searching.resume(path)
+    with pytest.raises(ArgumentError, match="give statistics="):
+        searching.start(tmp_path / "x", MODEL, **options(proposer="s3", options={"bases": ["data", "v3"]}))
+    assert not (tmp_path / "x").exists()
 
 
 @pytest.mark.parametrize(

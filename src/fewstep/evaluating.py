@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 
 from fewstep import inputs, models
+from fewstep.denoiser import Denoiser
+from fewstep.ems import EMS
 from fewstep.errors import ArgumentError, DenoiserError
 from fewstep.features import on_pictures
 from fewstep.judging import Objective, checked_objective, selection_judge, taught
@@ -35,7 +37,7 @@ REMEMBERED = 32
 """Tables whose rows a worker keeps, so that more images of the same trial cost only the new ones."""
 
 
-class _NotFinite(Exception):
+class NotFinite(Exception):
     """Samples that no judge should see."""
 
 
@@ -47,7 +49,7 @@ class _Strict:
 
     def observe(self, images: Tensor, seeds: Sequence[int]) -> Tensor:
         if not bool(torch.isfinite(images).all()):
-            raise _NotFinite
+            raise NotFinite
         return self.judge.observe(images, seeds)
 
     def score(self, rows: Tensor) -> float:
@@ -59,11 +61,25 @@ class _Strict:
 
 @dataclass(frozen=True)
 class Tabulator:
-    """Tables of solver schedules for one network; the mean image is taken from its data when a schedule asks for it."""
+    """Tables of solver schedules for one network; the mean image is taken from its data when a schedule asks for it.
+
+    Attributes:
+        noise: of the states.
+        model, guidance: name of the network.
+        statistics: of DPM-Solver-v3, for schedules with its basis.
+    """
 
     noise: NoiseSchedule
     model: str
     guidance: float | None = None
+    statistics: EMS | None = None
+
+    @staticmethod
+    def of(noise: NoiseSchedule, arguments: Mapping[str, Any]) -> Tabulator:
+        """That of an evaluator with these arguments, without its network."""
+        path = arguments.get("statistics")
+        statistics = None if path is None else EMS.load(path)
+        return Tabulator(noise, arguments["model"], arguments.get("guidance"), statistics)
 
     def __call__(self, schedule: SolverSchedule) -> Tableau:
         """The table.
@@ -71,7 +87,8 @@ class Tabulator:
         Raises:
             ArgumentError: the schedule gives none.
         """
-        return schedule.tabulate(self.noise, mean=self._mean if schedule.afs == "mean" else None)
+        mean = self._mean if schedule.afs == "mean" else None
+        return schedule.tabulate(self.noise, mean=mean, statistics=self.statistics)
 
     def measure(self, schedule: SolverSchedule) -> tuple[int, str]:
         """Network calls and digest."""
@@ -100,6 +117,9 @@ class Evaluator:
         teacher_calls: of the reference sampler.
         offset: of the seeds: another offset, another set.
         cache: folder of the teacher's end points.
+        statistics: file of the network's statistics (`EMS.save`), for steps in DPM-Solver-v3's basis.
+        network, judge: the network that the name stands for, and its features and their reference, where they are not
+            what the name alone gives; such an evaluator serves one process.
     """
 
     def __init__(
@@ -114,15 +134,19 @@ class Evaluator:
         teacher_calls: int = CALLS,
         offset: int = 0,
         cache: str | None = None,
+        statistics: str | None = None,
+        network: Denoiser | None = None,
+        judge: models.Judge | None = None,
     ) -> None:
-        self.model, self.name = models.load(model, guidance=guidance), model
-        known = inputs.judge_of(self.model)
+        self.model, self.name = network or models.load(model, guidance=guidance), model
+        known = judge or inputs.judge_of(self.model)
         function = function_of(objective) if objective.startswith("python:") else objective
         chosen = checked_objective(function, known, teacher_calls)
         self.objective: Objective = on_pictures(self.model, chosen) if callable(chosen) else chosen
-        self.tabulate = Tabulator(self.model.noise, model, guidance)
+        known_statistics = None if statistics is None else EMS.load(statistics, self.model)
+        self.tabulate = Tabulator(self.model.noise, model, guidance, known_statistics)
         self.selection, self.report = SelectionSeeds(images, offset), ReportSeeds(max(images, fresh), offset)
-        self._batch, self._condition = batch_size, inputs.condition_of(self.model, None)
+        self._batch, self.condition = batch_size, inputs.condition_of(self.model, None)
         self.teacher = self._teacher(teacher_calls, cache) if taught(self.objective) else None
         # Ranges: whether a seed is known is asked for every image.
         self._judges = {
@@ -135,23 +159,28 @@ class Evaluator:
     def _teacher(self, calls: int, cache: str | None) -> Teacher:
         table = reference_schedule(self.model.noise, calls).tabulate(self.model.noise)
         return Teacher(
-            self.model, table, condition=self._condition, cache=Cache(cache), batch_size=self._batch
+            self.model, table, condition=self.condition, cache=Cache(cache), batch_size=self._batch
         )  # fmt: skip
 
     @property
     def identity(self) -> dict[str, Any]:
         """What scores depend on besides the schedule: two studies may be joined only when these agree."""
-        judge, about = self._judges[False], models.about(self.model)
-        return ({"network": about} if about else {}) | {
-            "model": self.name,
-            "fingerprint": self.model.fingerprint,
-            "noise": self.model.noise.to_dict(),
-            "objective": self._asked if callable(self.objective) else self.objective,
-            "judge": judge.name,
-            "judge digest": judge.digest,
-            "selection seeds": repr(self.selection),
-            "report seeds": repr(self.report),
-        }
+        judge, about, statistics = self._judges[False], models.about(self.model), self.tabulate.statistics
+        third = {} if statistics is None else {"statistics": statistics.digest}
+        return (
+            third
+            | ({"network": about} if about else {})
+            | {
+                "model": self.name,
+                "fingerprint": self.model.fingerprint,
+                "noise": self.model.noise.to_dict(),
+                "objective": self._asked if callable(self.objective) else self.objective,
+                "judge": judge.name,
+                "judge digest": judge.digest,
+                "selection seeds": repr(self.selection),
+                "report seeds": repr(self.report),
+            }
+        )
 
     def prepare(self, progress: Report = silent) -> None:
         """Make what all workers share: the teacher's end points of the selection, in the cache."""
@@ -174,27 +203,34 @@ class Evaluator:
             table = self.tabulate(decisions)
         except (ArgumentError, ValueError) as error:
             raise InvalidSchedule(str(error)) from error
+        return self.score_table(table, images, fresh)
+
+    def score_table(self, table: Tableau, images: int, fresh: bool = False) -> float | tuple[float, float]:
+        """The same for a table."""
         scorer = self._scorer(table.digest, fresh)
         try:
             if fresh:
                 value, error = scorer.judges[0].figure(scorer.rows(table, images)[0])
                 return value, error
             return scorer.score(table, images)
-        except (_NotFinite, torch.linalg.LinAlgError):  # pyright: ignore[reportPrivateImportUsage]
+        except (NotFinite, torch.linalg.LinAlgError):  # pyright: ignore[reportPrivateImportUsage]
             return math.inf
         except DenoiserError as error:
             if error.rows and not getattr(error, "sane", False):  # the sampler drove it there
                 return math.inf
             raise
 
+    def scorer(self, *, fresh: bool, cache: Cache) -> Scorer:
+        """What scores tables on the selection seeds, or on fresh ones; rows are kept in the cache."""
+        seeds: Seeds = self.report if fresh else self.selection
+        return Scorer(
+            self.model, [self._judges[fresh]], seeds, condition=self.condition, cache=cache, batch_size=self._batch
+        )
+
     def _scorer(self, digest: str, fresh: bool) -> Scorer:
         key = (digest, fresh)
         if key not in self._scorers:
-            seeds: Seeds = self.report if fresh else self.selection
-            self._scorers[key] = Scorer(
-                self.model, [self._judges[fresh]], seeds, condition=self._condition, cache=Cache(None),
-                batch_size=self._batch,
-            )  # fmt: skip
+            self._scorers[key] = self.scorer(fresh=fresh, cache=Cache(None))
         self._scorers.move_to_end(key)
         while len(self._scorers) > REMEMBERED:
             self._scorers.popitem(last=False)

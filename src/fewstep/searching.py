@@ -18,8 +18,11 @@ from typing import Any, Self
 
 import fewstep
 from fewstep.beginning import Beginning, first_of
+from fewstep.denoiser import Denoiser
+from fewstep.ems import EMS
 from fewstep.errors import ArgumentError
 from fewstep.evaluating import Evaluator, Tabulator, function_of
+from fewstep.models import Judge
 from fewstep.noise import from_dict
 from fewstep.progress import Report, silent
 from fewstep.proposals import Proposer
@@ -80,7 +83,7 @@ class Workers:
 
 
 class Search:
-    """An open study with its evaluator; `run` it, and `close` it."""
+    """An open study with its evaluator; `run` it, and `close` it. `arguments` build the evaluator in other workers."""
 
     def __init__(self, store: Store, evaluator: Evaluator, arguments: Mapping[str, Any]) -> None:
         self.store, self.evaluator, self._arguments = store, evaluator, arguments
@@ -141,6 +144,9 @@ def start(
     teacher_calls: int = CALLS,
     offset: int = 0,
     given: Tableau | None = None,
+    statistics: str | Path | None = None,
+    network: Denoiser | None = None,
+    judge: Judge | None = None,
 ) -> Search:
     """A new study.
 
@@ -159,6 +165,8 @@ def start(
         guidance, batch_size, teacher_calls, offset: see `Evaluator`.
         given: a table to start from (say, a traced scheduler): its decisions, or where it has none its times with some
             solvers, are tried first.
+        statistics: file of the network's statistics (`EMS.save`): steps may then take DPM-Solver-v3's basis too.
+        network, judge: see `Evaluator`; then one serial worker runs the study, and `resume` is given them again.
 
     Raises:
         ArgumentError: something cannot be used; said before any work.
@@ -175,10 +183,13 @@ def start(
         "model": model, "objective": objective, "images": counts[-1], "fresh": again, "guidance": guidance,
         "batch_size": batch_size, "teacher_calls": teacher_calls, "offset": offset,
     }  # fmt: skip
-    evaluator = _evaluator(arguments, path)
+    if statistics is not None:
+        arguments["statistics"] = str(Path(statistics).absolute())
+    evaluator = Evaluator(**_with_cache(arguments, path), network=network, judge=judge)
+    options = _with_third_basis(dict(options or {}), proposer, evaluator.tabulate.statistics)
     record: dict[str, Any] = {
         "model": model, "objective": evaluator.identity["objective"], "identity": evaluator.identity,
-        "evaluator": arguments, "proposer": proposer, "options": dict(options or {}), "nfes": sorted(set(nfes)),
+        "evaluator": arguments, "proposer": proposer, "options": options, "nfes": sorted(set(nfes)),
         "budget": budget, "counts": list(counts), "fresh": again, "winners": winners, "seed": seed, "ask": ask,
         "fewstep": fewstep.__version__,
     }  # fmt: skip
@@ -189,8 +200,10 @@ def start(
     return Search(Store.create(path, record), evaluator, _with_cache(arguments, path))
 
 
-def resume(path: str | Path, *, budget: int | None = None) -> Search:
-    """An existing study, to go on with; `budget` changes the number of trials in all.
+def resume(
+    path: str | Path, *, budget: int | None = None, network: Denoiser | None = None, judge: Judge | None = None
+) -> Search:
+    """An existing study, to go on with; `budget` changes the number of trials in all, the others are as for `start`.
 
     Raises:
         ArgumentError: no such file, or a model, metric or seeds that are not those of the study; says the difference.
@@ -200,15 +213,7 @@ def resume(path: str | Path, *, budget: int | None = None) -> Search:
     store = Store.open(path)
     try:
         record = store.contents.record
-        evaluator = _evaluator(record["evaluator"], path)
-        now = evaluator.identity
-        wrong = [f"{key}: {old!r} then, {now.get(key)!r} now" for key, old in record["identity"].items()
-                 if now.get(key) != old]  # fmt: skip
-        if wrong:
-            raise ArgumentError(
-                f"{path} was made with something else, so new scores could not be compared with its own: "
-                f"{'; '.join(wrong)}. Bring that back, or start another study"
-            )
+        evaluator = evaluator_of(record, path, network, judge)
         if budget is not None and budget != store.contents.values.get("budget", record["budget"]):
             _check(record["nfes"], budget, record["counts"], record["fresh"], record["winners"], record["ask"])
             store.set("budget", budget)
@@ -218,11 +223,31 @@ def resume(path: str | Path, *, budget: int | None = None) -> Search:
         raise
 
 
+def evaluator_of(
+    record: Mapping[str, Any], path: str | Path, network: Denoiser | None = None, judge: Judge | None = None
+) -> Evaluator:
+    """The evaluator of a study, with the network, metric and seeds that it was made with.
+
+    Raises:
+        ArgumentError: they are others now; says the difference.
+    """
+    evaluator = Evaluator(**_with_cache(record["evaluator"], path), network=network, judge=judge)
+    now = evaluator.identity
+    wrong = [f"{key}: {old!r} then, {now.get(key)!r} now" for key, old in record["identity"].items()
+             if now.get(key) != old]  # fmt: skip
+    if wrong:
+        raise ArgumentError(
+            f"{path} was made with something else, so new scores could not be compared with its own: "
+            f"{'; '.join(wrong)}. Bring that back, or start another study"
+        )
+    return evaluator
+
+
 def save_front(path: str | Path, folder: str | Path) -> list[Path]:
     """Write the best schedule of each number of calls as `nfe-N.json`; returns the files."""
     contents = read(path)
     record = contents.record
-    tabulate = Tabulator(from_dict(record["identity"]["noise"]), record["model"], record["evaluator"].get("guidance"))
+    tabulate = Tabulator.of(from_dict(record["identity"]["noise"]), record["evaluator"])
     files: list[Path] = []
     for row in front(contents):
         table = tabulate(contents.entries[row["trial"]].trial.proposal.schedule)
@@ -251,8 +276,21 @@ def _check(
         raise ArgumentError(f"fresh={fresh}: give 0, or at least as many images as select ({counts[-1]})")
 
 
-def _evaluator(arguments: Mapping[str, Any], path: str | Path) -> Evaluator:
-    return Evaluator(**_with_cache(arguments, path))
+def _with_third_basis(options: dict[str, Any], proposer: str, statistics: EMS | None) -> dict[str, Any]:
+    """The options of our own proposers with the basis "v3" where there are statistics, and where these reach.
+
+    Raises:
+        ArgumentError: "v3" without statistics.
+    """
+    if statistics is None:
+        if "v3" in options.get("bases", ()):
+            raise ArgumentError(
+                "bases has 'v3', which needs the network's statistics: give statistics=, or leave it out"
+            )
+        return options
+    if proposer.startswith("python:"):
+        return options
+    return {"bases": ["data", "noise", "v3"], "reach": list(statistics.reach)} | options
 
 
 def _with_cache(arguments: Mapping[str, Any], path: str | Path) -> dict[str, Any]:

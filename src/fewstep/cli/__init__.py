@@ -44,12 +44,13 @@ def root(
     """Few-step sampling of diffusion and flow models: find the best sampler for your network, save it, run it."""
 
 
-for module in (optimizing, sampling, comparing, tables, doctoring, reproducing, listing):
+for module in (optimizing, sampling, comparing, tables, doctoring, listing):
     for name, function, epilog in module.COMMANDS:
         app.command(name, cls=Command, epilog=epilog, help=paragraphs(function))(function)
 
 
 app.add_typer(searching.app, name="search")
+app.add_typer(reproducing.app, name="reproduce")
 
 
 def main() -> None:

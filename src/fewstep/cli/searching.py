@@ -1,4 +1,4 @@
-"""`fewstep search start | resume | status | front`: a search over whole solver schedules that survives anything."""
+"""`fewstep search start | resume | status | front | report`: whole solver schedules, in a study that survives."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from fewstep.cli.common import (
     whole_numbers,
 )  # fmt: skip
 from fewstep.cli.pipelines import with_pipeline_options
+from fewstep.cli.search_reporting import report
 from fewstep.errors import ArgumentError
 from fewstep.words import seconds_in_words, with_error
 
@@ -38,6 +39,7 @@ app = typer.Typer(
         "fewstep search resume study.sqlite",
         "fewstep search status study.sqlite",
         "fewstep search front study.sqlite --save schedules",
+        "fewstep search report study.sqlite --out report",
     ),
 )
 
@@ -95,6 +97,10 @@ def start(
     source: Annotated[
         Path | None, typer.Option("--from", help="A schedule file to try first: its decisions, or its times.")
     ] = None,
+    statistics: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Of the network (EMS.save): steps may take DPM-Solver-v3's basis too."),
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images given to the network at once.")] = 64,
     workers: Count = 1,
     pool: PoolName = "auto",
@@ -119,7 +125,7 @@ def start(
         out, model, nfes=ranges(nfe, "--nfe"), budget=budget, proposer=proposer, options=options_of(option),
         objective=objective, images=whole_numbers(images, "--images") or (256,), fresh=fresh, seed=seed,
         guidance=guidance, batch_size=batch_size, offset=offset,
-        given=None if source is None else load_table(source),
+        given=None if source is None else load_table(source), statistics=statistics,
     )  # fmt: skip
     _run(opened, workers_of(workers, pool, threads, timeout, ray, gpus), out, quiet, as_json)
 
@@ -279,6 +285,7 @@ COMMANDS = (
     ("resume", resume, examples("fewstep search resume study.sqlite", "fewstep search resume study.sqlite -w 2")),
     ("status", status, examples("fewstep search status study.sqlite")),
     ("front", front, examples("fewstep search front study.sqlite --save schedules")),
+    ("report", report, examples("fewstep search report study.sqlite --out report")),
 )  # fmt: skip
 
 for _name, _function, _epilog in COMMANDS:

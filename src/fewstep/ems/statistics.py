@@ -156,6 +156,13 @@ class EMS:
         return tuple(self.l.shape[1:])
 
     @cached_property
+    def reach(self) -> tuple[float, float]:
+        """Lowest and highest log-SNR that is known: half a cell beyond the ends is the end, as the authors round."""
+        low, high = self.lams[0].item(), self.lams[-1].item()
+        room = 0.5 * (high - low) / (len(self.lams) - 1)
+        return low - room, high + room
+
+    @cached_property
     def shifts(self) -> bool:
         """Whether b is anything but zero, so that rows have a constant term."""
         return bool(self.b.ne(0).any())
@@ -231,10 +238,10 @@ class EMS:
         return exact(self._coefficients, low, high, order)
 
     def _require(self, lam: Scalar) -> None:
-        """Half a cell beyond the ends counts as the end, as by the authors' rounding."""
-        low, high = self.lams[0].item(), self.lams[-1].item()
-        room = 0.5 * (high - low) / (len(self.lams) - 1)
-        if not low - room <= value(lam) <= high + room:
+        """A log-SNR that is known."""
+        first, last = self.reach
+        if not first <= value(lam) <= last:
+            low, high = self.lams[0].item(), self.lams[-1].item()
             raise ArgumentError(
                 f"the statistics reach from log(alpha / sigma) = {low:.4g} to {high:.4g}, and a step needs "
                 f"{value(lam):.4g}: compute them with lams=log_snr_grid(noise, start=, end=) over the times"

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import base64
 import math
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fewstep.files import atomic_write_text
-from fewstep.report import figures, images, style
+from fewstep.report import figures, images
 from fewstep.report.figures import Candidate, Series
-from fewstep.words import seconds_in_words, with_error
+from fewstep.report.parts import card, document, drawing, duration, grid_of, picture, section
+from fewstep.words import with_error
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
     from torch import Tensor
 
     from fewstep.tableau import Tableau
@@ -100,13 +98,7 @@ def write(page: Page, path: str | Path) -> Path:
 def html(page: Page) -> str:
     """The page as one HTML document."""
     parts = (_head, _samples, _quality, _times, _table, _candidates, _others, _costs, _use, _facts)
-    body = "\n".join(filter(None, (part(page) for part in parts)))
-    css = files("fewstep.report").joinpath("page.css").read_text("utf-8")
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(page.title)}</title>\n<style>\n{css}</style>\n</head>\n<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
-    )
+    return document(page.title, [part(page) for part in parts])
 
 
 def verdict(before: Entry, after: Entry, gain_error: float | None = None) -> str:
@@ -131,10 +123,10 @@ def verdict(before: Entry, after: Entry, gain_error: float | None = None) -> str
 
 def _head(page: Page) -> str:
     before, after = page.entry("before"), page.entry("after")
-    cards = [_card(e.role, with_error(e.score, e.error), _described(e)) for e in page.entries if e.score is not None]
+    cards = [card(e.role, with_error(e.score, e.error), _described(e)) for e in page.entries if e.score is not None]
     if page.costs:
         calls, seconds = sum(c.calls for c in page.costs), sum(c.seconds for c in page.costs)
-        cards.append(_card("", f"{calls:,}", f"network calls in all, {_seconds(seconds)}"))
+        cards.append(card("", f"{calls:,}", f"network calls in all, {duration(seconds)}"))
     lead = f'<p class="lead">{escape(verdict(before, after, page.gain_error))}</p>' if before and after else ""
     judge = f'<p class="note">{escape(page.judge)}, lower is better. Method: {escape(page.method)}.</p>'
     return f'<h1>{escape(page.title)}</h1>\n{lead}\n<div class="cards">{"".join(cards)}</div>\n{judge}'
@@ -144,16 +136,6 @@ def _described(entry: Entry) -> str:
     return f"{entry.label}, {entry.nfe} calls" + (f": {entry.detail}" if entry.detail else "")
 
 
-def _card(role: str, number: str, text: str) -> str:
-    value, _, error = number.partition(" ± ")
-    small = f" <small>± {error}</small>" if error else ""
-    return f'<div class="card"><b class="{role}">{value}{small}</b><span>{escape(text)}</span></div>'
-
-
-def _section(title: str, *parts: str) -> str:
-    return "\n".join((f"<h2>{title}</h2>", *filter(None, parts)))
-
-
 def _samples(page: Page) -> str:
     shown = [(e, e.samples) for e in page.entries if e.samples is not None and len(e.samples)]
     if not shown:
@@ -161,18 +143,14 @@ def _samples(page: Page) -> str:
     labels = f" Sample k has class k modulo {page.classes}." if page.classes else ""
     note = f"<p>The same seeds in the same places.{labels}</p>"
     if all(images.is_image(tuple(samples.shape[1:])) for _, samples in shown):
-        cells = "".join(_picture(e, samples) for e, samples in shown)
-        return _section("Samples", note, f'<div class="grids">{cells}</div>')
+        cells = "".join(picture(e.label, e.role, _calls_of(e), samples) for e, samples in shown)
+        return section("Samples", note, f'<div class="grids">{cells}</div>')
     clouds = [(e.label, samples.detach().cpu().double().flatten(1).numpy()) for e, samples in shown]
-    return _section("Samples", note, _figure(figures.cloud_figure(clouds, roles=[e.role for e, _ in shown])))
+    return section("Samples", note, drawing(figures.cloud_figure(clouds, roles=[e.role for e, _ in shown])))
 
 
-def _picture(entry: Entry, samples: Tensor) -> str:
-    data = base64.b64encode(images.png(images.image_grid(samples, gap=1))).decode("ascii")
-    label = escape(entry.label)
-    more = escape(f"{entry.nfe} calls" + (f", {entry.detail}" if entry.detail else ""))
-    caption = f'<figcaption class="{entry.role}">{label} <small>{more}</small></figcaption>'
-    return f'<figure>{caption}<img alt="samples of {label}" src="data:image/png;base64,{data}"></figure>'
+def _calls_of(entry: Entry) -> str:
+    return f"{entry.nfe} calls" + (f", {entry.detail}" if entry.detail else "")
 
 
 def _quality(page: Page) -> str:
@@ -180,7 +158,7 @@ def _quality(page: Page) -> str:
         return ""
     bars = "Bars are one standard error. " if any(any(s.error) for s in page.series) else ""
     figure = figures.quality_figure(page.series, judge=page.series_judge or page.judge)
-    return _section("Quality against network calls", f"<p>{bars}{escape(page.series_note)}</p>", _figure(figure))
+    return section("Quality against network calls", f"<p>{bars}{escape(page.series_note)}</p>", drawing(figure))
 
 
 def _times(page: Page) -> str:
@@ -189,7 +167,7 @@ def _times(page: Page) -> str:
         return ""
     note = "<p>Where the network is called, from noise on the left to the clean image on the right.</p>"
     figure = figures.times_figure([(e.label, tableau) for e, tableau in shown], roles=[e.role for e, _ in shown])
-    return _section("Times", note, _figure(figure))
+    return section("Times", note, drawing(figure))
 
 
 def _table(page: Page) -> str:
@@ -202,7 +180,7 @@ def _table(page: Page) -> str:
         "Grey cells do not exist yet.</p>"
     )
     text = f"<details><summary>The same in numbers</summary><pre>{escape(str(after.tableau))}</pre></details>"
-    return _section("The table", note, _figure(figures.tableau_figure(after.tableau)), text)
+    return section("The table", note, drawing(figures.tableau_figure(after.tableau)), text)
 
 
 def _candidates(page: Page) -> str:
@@ -214,14 +192,14 @@ def _candidates(page: Page) -> str:
         "The best of many noisy scores is too good on average; the distance of the two marks shows by how much.</p>"
     )
     figure = figures.scores_figure(page.candidates, judge=judge, most=MOST_DRAWN)
-    return _section("Candidates", note, _figure(figure), _trials(page.trials))
+    return section("Candidates", note, drawing(figure), _trials(page.trials))
 
 
 def _trials(trials: Sequence[Sequence[str]]) -> str:
     if len(trials) < 2:
         return ""
     summary = f"All {len(trials) - 1} candidates, by number of samples (only scores in one column can be compared)"
-    return f"<details><summary>{summary}</summary>{_rows(trials[0], trials[1:])}</details>"
+    return f"<details><summary>{summary}</summary>{grid_of(trials[0], trials[1:])}</details>"
 
 
 def _others(page: Page) -> str:
@@ -231,15 +209,15 @@ def _others(page: Page) -> str:
         return ""
     told = [e for e in page.entries if e.others]
     rows = [(e.label, *(with_error(*e.others.get(n, (math.nan, None))) for n in names)) for e in told]
-    return _section("Other judges", "<p>Judges disagree; none of these selected.</p>", _rows(("", *names), rows))
+    return section("Other judges", "<p>Judges disagree; none of these selected.</p>", grid_of(("", *names), rows))
 
 
 def _costs(page: Page) -> str:
     if not page.costs:
         return ""
-    rows = [(c.stage, f"{c.calls:,}", _seconds(c.seconds)) for c in page.costs]
-    total = ("in all", f"{sum(c.calls for c in page.costs):,}", _seconds(sum(c.seconds for c in page.costs)))
-    return _section("Cost", _rows(("stage", "network calls", "time"), rows, total))
+    rows = [(c.stage, f"{c.calls:,}", duration(c.seconds)) for c in page.costs]
+    total = ("in all", f"{sum(c.calls for c in page.costs):,}", duration(sum(c.seconds for c in page.costs)))
+    return section("Cost", grid_of(("stage", "network calls", "time"), rows, total))
 
 
 def _use(page: Page) -> str:
@@ -257,26 +235,11 @@ def _use(page: Page) -> str:
         f"fewstep show {name}\nfewstep export {name} --to comfyui"
     )
     parts = (("In Python:", python), ("From the shell:", shell))
-    return _section("Use it", *(f"<p>{title}</p>\n<pre>{escape(text, quote=False)}</pre>" for title, text in parts))
+    return section("Use it", *(f"<p>{title}</p>\n<pre>{escape(text, quote=False)}</pre>" for title, text in parts))
 
 
 def _facts(page: Page) -> str:
     if not page.facts:
         return ""
     rows = "".join(f'<tr><td>{escape(k)}</td><td class="text">{escape(v)}</td></tr>' for k, v in page.facts.items())
-    return _section("How it was made", f"<table>{rows}</table>")
-
-
-def _rows(header: Iterable[str], rows: Iterable[Iterable[str]], total: Iterable[str] = ()) -> str:
-    cells = lambda row, tag: "".join(f"<{tag}>{escape(c)}</{tag}>" for c in row)  # noqa: E731
-    body = "".join(f"<tr>{cells(r, 'td')}</tr>" for r in rows)
-    last = f'<tr class="sum">{cells(total, "td")}</tr>' if total else ""
-    return f'<div class="wide"><table class="loose"><tr>{cells(header, "th")}</tr>{body}{last}</table></div>'
-
-
-def _figure(figure: Figure) -> str:
-    return f'<figure class="wide">{style.svg(figure)}</figure>'
-
-
-def _seconds(seconds: float) -> str:
-    return seconds_in_words(seconds) if seconds >= 10 else f"{seconds:.1f} s"
+    return section("How it was made", f"<table>{rows}</table>")

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from fewstep.errors import ArgumentError
-from fewstep.noise import NoiseSchedule
+from fewstep.noise import EDM, NoiseSchedule
 from fewstep.proposals import Proposer
 from fewstep.search.s3.evolution import Evolution, RandomSearch
 from fewstep.search.s3.guided import S3, Guidance
@@ -17,7 +17,7 @@ from fewstep.search.s3.space import Space
 from fewstep.search.s3.tpe import TPE
 
 NAMES = ("s3", "evolution", "random", "tpe")
-SPACE = ("bases", "afs", "ends", "clean", "orders", "starts", "implicit", "taus", "gap")
+SPACE = ("bases", "afs", "ends", "clean", "orders", "starts", "implicit", "taus", "gap", "reach")
 
 
 def proposer(
@@ -39,15 +39,16 @@ def proposer(
         seed: of everything that is drawn.
         rates: of mutation and crossover, or the name of a released configuration.
         limit: size of the initial population for each number of calls.
-        options: of `Space` (bases, afs, ends, clean, ..); `guidance` (a `Guidance`) for "s3"; `mode` ("mutations" or
-            "uniform") for "random". A study keeps options as plain data, so `rates` and `guidance` may be records of
-            their fields.
+        options: of `Space` (bases, afs, ends, clean, ..; EDM's times may be clean unless told otherwise); `guidance` (a
+            `Guidance`) for "s3"; `mode` ("mutations" or "uniform") for "random". A study keeps options as plain data,
+            so `rates` and `guidance` may be records of their fields.
 
     Raises:
         ArgumentError: an unknown name or option; a space without schedules.
     """
     chosen = _rates(rates, noise)
-    inside: dict[str, Any] = {"ends": chosen.ends if _fits(noise, chosen) else None}
+    # Published samplers of EDM networks end where there is no noise left.
+    inside: dict[str, Any] = {"ends": chosen.ends if _fits(noise, chosen) else None, "clean": isinstance(noise, EDM)}
     inside |= {k: options.pop(k) for k in SPACE if k in options}
     space = Space(noise, tuple(nfes), **inside)
     strategies: dict[str, tuple[type[Evolution], tuple[str, ...]]] = {

@@ -16,8 +16,21 @@ import torch
 from fewstep.errors import ArgumentError
 from fewstep.noise import NoiseSchedule
 from fewstep.rules import SolverSchedule, Step
-from fewstep.search.s3.genes import AFS, BASES, CORRECTORS, HIGHEST, SCALINGS, STEP_FIELDS, Bools, Floats, Genes, empty
+from fewstep.search.s3.genes import (
+    AFS,
+    BASES,
+    CORRECTORS,
+    HIGHEST,
+    SCALINGS,
+    STEP_FIELDS,
+    Bools,
+    Floats,
+    Genes,
+    Ints,
+    empty,
+)
 
+V3 = BASES.index("v3")
 LEAST_GAP = 0.01
 """In log(alpha / sigma). Nearer points make the Taylor differences ill-conditioned."""
 
@@ -38,6 +51,7 @@ class Space:
         implicit: whether correctors may call the network again.
         taus: stochasticities to choose from; an addition to USF.
         gap: least difference of neighbouring times in log(alpha / sigma).
+        reach: the range of log(alpha / sigma) that the statistics of "v3" know; steps that leave it are data steps.
 
     Raises:
         ArgumentError: an empty or impossible choice, named.
@@ -54,6 +68,7 @@ class Space:
     implicit: bool = False
     taus: tuple[float, ...] = (0.0,)
     gap: float = LEAST_GAP
+    reach: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "nfes", tuple(sorted({int(n) for n in self.nfes})))
@@ -114,6 +129,7 @@ class Space:
             (g.scaling >= 0) & (g.scaling < len(SCALINGS)) & np.isfinite(g.r),
             (g.corrector >= 0) & (g.corrector <= 1 + self.implicit) & ((g.corrector == 0) | ~g.last),
             np.isfinite(g.tau) & (g.tau >= 0),
+            (g.basis != V3) | ((g.tau == 0) & self._reached(g.times, g.order)),
         )
         for rule in rules:
             ok &= (rule | ~live).all(1)
@@ -126,6 +142,7 @@ class Space:
         onto_clean = g.last & (np.take_along_axis(g.times, g.steps[:, None], 1) == self.noise.t_clean)
         order = np.clip(g.order, 1, np.minimum(self.orders, known))
         order = np.where(onto_clean & (g.basis != 1), 1, order)
+        g = replace(g, basis=np.where((g.basis == V3) & ~self._reached(g.times, order), 0, g.basis))
         start = np.clip(g.start, 1, np.minimum(self.starts, index + 1 - self.pure).clip(1))
         start = np.where(start > order, 1, start)
         low = np.where((order < 3) | (g.low >= order - 1), 0, g.low)
@@ -139,11 +156,23 @@ class Space:
         free = (order == 1) & (corrector == 0) & (g.tau == 0) & ~np.take_along_axis(corrected, begin, 1)
         free |= (order == 1) & (index == 0) & self.pure
         basis = np.where(free & (g.basis == 1), 0, g.basis)
+        tau = np.where(basis == V3, 0.0, g.tau)
         out = {"order": order, "start": start, "low": low, "scaling": scaling, "r": r, "corrector": corrector}
-        out |= {"basis": basis, "tau": g.tau}
+        out |= {"basis": basis, "tau": tau}
         cut: dict[str, Any] = {name: np.where(live, out[name], 0) for name in STEP_FIELDS}
         times = np.where(np.arange(g.room + 1) <= g.steps[:, None], g.times, np.nan)
         return replace(g, times=times, **cut)
+
+    def _reached(self, times: Floats, order: Ints) -> Bools:
+        """`[P, L]` where statistics know both ends of a step and all that it reads: elsewhere there is no v3 step."""
+        lam, index = self.lam(times), np.arange(self.room)
+        low, high = self.reach or (-np.inf, np.inf)
+        with np.errstate(invalid="ignore"):
+            inside = np.isfinite(lam) & (lam >= low) & (lam <= high)
+        unknown = np.concatenate([np.zeros((len(lam), 1), np.int64), (~inside).cumsum(1)], 1)
+        # From the oldest point that is read; a first state of pure noise is none that differences could read.
+        oldest = np.maximum(index + 1 - order, int(self.pure))
+        return (unknown[:, 2:] == np.take_along_axis(unknown, oldest, 1)) & (index >= self.pure)
 
     def decode(self, g: Genes, row: int = 0, name: str = "") -> SolverSchedule:
         """One schedule as decisions."""

@@ -115,24 +115,20 @@ class Ensemble:
 
 
 def normalised(scores: Floats, nfe: Ints) -> Floats:
-    """Logarithms of the scores in units of their spread among trials with as many calls; 0 is the median.
+    """Normal quantiles of the ranks among trials with as many calls: 0 is the median, the best of many lies far below.
 
-    Without positive scores their ranks take the place of the logarithms.
+    Ranks, for how scores are spread says little: where samples are judged on few images the best differ by their noise
+    and the worst by factors of a thousand, and in units of such a spread the best are hardly better than the unknown,
+    so that a search only explores. Infinite scores share the worst place.
     """
+    from scipy.special import ndtri
+    from scipy.stats import rankdata
+
     out = np.empty(len(scores))
     for n in np.unique(nfe):
         rows = np.flatnonzero(nfe == n)
-        values = scores[rows]
-        finite = np.isfinite(values)
-        if not finite.any():
-            out[rows] = 0.0
-            continue
-        if values[finite].min() <= 0:
-            values = values.argsort(kind="stable").argsort(kind="stable").astype(float) + 1
-            finite = np.ones(len(values), bool)
-        logs = np.log(np.where(finite, values, values[finite].max() * 2))
-        low, middle, high = np.quantile(logs, (0.25, 0.5, 0.75))
-        out[rows] = ((logs - middle) / max((high - low) / 1.35, 1e-6)).clip(-6, 3)
+        place = rankdata(np.where(np.isfinite(scores[rows]), scores[rows], np.inf))
+        out[rows] = ndtri((place - 0.5) / len(rows))
     return out
 
 
