@@ -1,4 +1,4 @@
-"""Searches over whole schedules that begin with somebody else's sampler."""
+"""What a search over whole schedules begins with: somebody else's sampler, or the network's statistics."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from fewstep.proposals import Proposal, Proposer, Trial
 from fewstep.rules import SolverSchedule
 
 if TYPE_CHECKING:
+    from fewstep.ems import EMS
     from fewstep.noise import NoiseSchedule
     from fewstep.tableau import Tableau
 
@@ -78,3 +79,20 @@ class Beginning:
 
 def _key(schedule: SolverSchedule) -> str:
     return json.dumps(schedule.canonical().to_dict(), sort_keys=True)
+
+
+def with_third_basis(options: dict[str, Any], proposer: str, statistics: EMS | None) -> dict[str, Any]:
+    """The options of our own proposers with the basis "v3" where there are statistics, and where these reach.
+
+    Raises:
+        ArgumentError: "v3" without statistics.
+    """
+    if statistics is None:
+        if "v3" in options.get("bases", ()):
+            raise ArgumentError(
+                "bases has 'v3', which needs the network's statistics: give statistics=, or leave it out"
+            )
+        return options
+    if proposer.startswith("python:"):
+        return options
+    return {"bases": ["data", "noise", "v3"], "reach": list(statistics.reach)} | options

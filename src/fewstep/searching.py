@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import Any, Self
 
 import fewstep
-from fewstep.beginning import Beginning, first_of
+from fewstep.beginning import Beginning, first_of, with_third_basis
 from fewstep.denoiser import Denoiser
-from fewstep.ems import EMS
 from fewstep.errors import ArgumentError
 from fewstep.evaluating import Evaluator, Tabulator, function_of
 from fewstep.models import Judge
@@ -186,7 +185,7 @@ def start(
     if statistics is not None:
         arguments["statistics"] = str(Path(statistics).absolute())
     evaluator = Evaluator(**_with_cache(arguments, path), network=network, judge=judge)
-    options = _with_third_basis(dict(options or {}), proposer, evaluator.tabulate.statistics)
+    options = with_third_basis(dict(options or {}), proposer, evaluator.tabulate.statistics)
     record: dict[str, Any] = {
         "model": model, "objective": evaluator.identity["objective"], "identity": evaluator.identity,
         "evaluator": arguments, "proposer": proposer, "options": options, "nfes": sorted(set(nfes)),
@@ -274,23 +273,6 @@ def _check(
         raise ArgumentError(f"images={list(counts)}: give rising numbers from 2, as in 64,256")
     if fresh and fresh < counts[-1]:
         raise ArgumentError(f"fresh={fresh}: give 0, or at least as many images as select ({counts[-1]})")
-
-
-def _with_third_basis(options: dict[str, Any], proposer: str, statistics: EMS | None) -> dict[str, Any]:
-    """The options of our own proposers with the basis "v3" where there are statistics, and where these reach.
-
-    Raises:
-        ArgumentError: "v3" without statistics.
-    """
-    if statistics is None:
-        if "v3" in options.get("bases", ()):
-            raise ArgumentError(
-                "bases has 'v3', which needs the network's statistics: give statistics=, or leave it out"
-            )
-        return options
-    if proposer.startswith("python:"):
-        return options
-    return {"bases": ["data", "noise", "v3"], "reach": list(statistics.reach)} | options
 
 
 def _with_cache(arguments: Mapping[str, Any], path: str | Path) -> dict[str, Any]:
