@@ -9,7 +9,7 @@
 
 All methods begin with the same 36 schedules of published solvers and are judged alike. Evolution, random search and the
 estimator are asked for one schedule at a time; S³ learns after each stage. A finished line is never computed again.
-The seeds begin at 10: S³ was tuned on seeds 0 and 1, but for what its surrogate learns (seeds 10 and 11 were looked at).
+The seeds begin at 10: S³ was tuned on seeds 0 and 1, but for what its surrogate learns (10 and 11 were looked at).
 """
 
 from __future__ import annotations
