@@ -505,6 +505,9 @@ def test_pipelines_that_need_a_class_of_their_own_are_refused() -> None:
         assert check_pipeline(tiny.pipe, guidance_scale=7.5, shape=(4, 64, 64)) == []
         notes = check_pipeline(tiny.pipe, guidance_scale=3.0, shape=(4, 8, 8))
         assert "guidance 7.5, here it is 3" in notes[0] and "shape [4, 64, 64]" in notes[1]
+        searched = replace(dpmpp(), meta={"network": {"guidance": 7.5, "height": 512}})
+        tiny.pipe.scheduler = FewStepScheduler.from_config(SD_CONFIG, tableau=searched)
+        assert "guidance 7.5, here it is 3" in check_pipeline(tiny.pipe, guidance_scale=3.0)[0]
         for name in ("BriaPipeline", "LEditsPPPipelineStableDiffusion", "StableCascadePriorPipeline"):
             impostor = type(name, (), {"scheduler": tiny.pipe.scheduler})()
             with pytest.raises(ValueError, match="Keep its own scheduler"):

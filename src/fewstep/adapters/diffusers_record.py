@@ -76,7 +76,8 @@ def record(table: Tableau, config: Mapping[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
     if bar is not None:
         made_for["alphas_cumprod"] = {str(i): bar[i] for i in spread(len(bar))}
-    known = {"boundary_ratio": config.get("boundary_ratio"), **table.meta}
+    # Searches on a pipeline say under "network" what their samples depended on.
+    known = {"boundary_ratio": config.get("boundary_ratio"), **(table.meta.get("network") or {}), **table.meta}
     made_for |= {name: known[name] for name in ("shape", "guidance", "boundary_ratio") if known.get(name) is not None}
     return {
         "format": FORMAT, "version": VERSION, "name": table.name, "calls": len(calls), "made_for": made_for,
