@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint as checkpointed
 
-from fewstep.errors import ArgumentError, DenoiserError
+from fewstep.batching import in_batches
+from fewstep.errors import ArgumentError
 from fewstep.program import CONSTANT, NOISE, OUTPUT, STATE, RowProgram, Term, slot_of
 from fewstep.randomness import START, unit_noise
 
@@ -178,33 +179,8 @@ def sample(
     if batch_size is not None and batch_size < 1:
         raise ArgumentError(f"batch_size={batch_size}: give a positive integer, or None for all samples at once")
     run = _Run(denoiser, tableau, seeds, start, init, condition, noise, accumulate, checkpoint)
-    size = min(batch_size or n, n)
-    done: list[Tensor] = []
-    lo = 0
-    while lo < n:
-        try:
-            done.append(run(lo, min(lo + size, n)))
-            lo += size
-        except DenoiserError as error:
-            if not error.rows:
-                raise
-            raise _with_seeds(error, seeds, lo) from error
-        except (torch.OutOfMemoryError, MemoryError) as error:
-            if size == 1:
-                raise DenoiserError(
-                    f"out of memory with a single sample (sample {lo}): use a smaller network, image or dtype"
-                ) from error
-            size = (size + 1) // 2
+    done = [part for _, _, part in in_batches(run, n, batch_size, seeds)]
     return done[0] if len(done) == 1 else torch.cat(done)
-
-
-def _with_seeds(error: DenoiserError, seeds: Sequence[int] | None, lo: int) -> DenoiserError:
-    """The error with the samples that it is about, counted over the whole call, and their seeds."""
-    samples = tuple(lo + row for row in error.rows)
-    about = f"samples {', '.join(map(str, samples[:8]))}"
-    if seeds is not None:
-        about += f", seeds {', '.join(str(seeds[k]) for k in samples[:8])}"
-    return DenoiserError(f"{error} ({about})", time=error.time, rows=samples, sane=error.sane)
 
 
 class _Run(NamedTuple):
@@ -246,14 +222,20 @@ class _Run(NamedTuple):
         if self.start is not None:
             return self.start[rows]
         assert seeds is not None
-        clean = None if self.init is None else self.init[rows]
-        shape = tuple(self.denoiser.shape) if clean is None else tuple(clean.shape[1:])
-        dtype = getattr(self.denoiser, "dtype", torch.float32) if clean is None else clean.dtype
-        device = getattr(self.denoiser, "device", "cpu") if clean is None else clean.device
-        start = unit_noise(seeds, shape, START) * self.tableau.sigma[0].item()
-        if clean is not None:
-            start = start + clean.to(device="cpu", dtype=torch.float32) * self.tableau.alpha[0].item()
-        return start.to(device=device, dtype=dtype)
+        return first_state(self.denoiser, self.tableau, seeds, None if self.init is None else self.init[rows])
+
+
+def first_state(
+    denoiser: Denoiser | Callable[..., Any], tableau: Tableau, seeds: Sequence[int], init: Tensor | None = None
+) -> Tensor:
+    """The state `[B, *shape]` that each seed starts from; `init` as in `sample`."""
+    shape = tuple(cast("Denoiser", denoiser).shape) if init is None else tuple(init.shape[1:])
+    dtype = getattr(denoiser, "dtype", torch.float32) if init is None else init.dtype
+    device = getattr(denoiser, "device", "cpu") if init is None else init.device
+    start = unit_noise(seeds, shape, START) * tableau.sigma[0].item()
+    if init is not None:
+        start = start + init.to(device="cpu", dtype=torch.float32) * tableau.alpha[0].item()
+    return start.to(device=device, dtype=dtype)
 
 
 def _count(seeds: Sequence[int] | None, start: Tensor | None, init: Tensor | None) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -129,19 +130,33 @@ class SeedRows:
                     told(len(part))
         return torch.stack([self._held[seed - seed % self.chunk][seed] for seed in seeds])
 
+    def put(self, seeds: Sequence[int], values: Tensor) -> None:
+        """Keep rows that were computed elsewhere."""
+        for first in dict.fromkeys(seed - seed % self.chunk for seed in seeds):
+            held = self._load(first)
+            new = {s: row for s, row in zip(seeds, values.unbind(0), strict=True) if s - s % self.chunk == first}
+            if not new.keys() <= held.keys():
+                held.update(new)
+                self._save(first, held)
+
     def _load(self, first: int) -> dict[int, Tensor]:
         if first not in self._held:
-            self._held[first] = {}
-            name = "" if self.cache.folder is None else self.name(range(first, first + self.chunk))
-            stored = self.cache.read(name)
-            if stored is not None:
-                tensors, record = stored
-                self.probe.check(tensors["probe"], self.cache.path(name))
-                self._held[first] = dict(zip(record["seeds"], tensors["rows"].unbind(0), strict=True))
+            self._held[first] = self._stored(first)
         return self._held[first]
+
+    def _stored(self, first: int) -> dict[int, Tensor]:
+        name = "" if self.cache.folder is None else self.name(range(first, first + self.chunk))
+        stored = self.cache.read(name)
+        if stored is None:
+            return {}
+        tensors, record = stored
+        self.probe.check(tensors["probe"], self.cache.path(name))
+        return dict(zip(record["seeds"], tensors["rows"].unbind(0), strict=True))
 
     def _save(self, first: int, held: dict[int, Tensor]) -> None:
         if self.cache.folder is not None:
+            for seed, row in self._stored(first).items():  # what another process has added meanwhile
+                held.setdefault(seed, row)
             tensors = {"rows": torch.stack(list(held.values())), "probe": self.probe.answer()}
             self.cache.write(self.name(range(first, first + self.chunk)), tensors, {"seeds": list(held)})
 
@@ -175,10 +190,14 @@ class Probe:
             DenoiserError: the answers differ.
         """
         now = self.answer()
-        if now.shape != stored.shape or (now - stored).abs().max() > PROBE_TOLERANCE * now.abs().max().clamp_min(1e-6):
+        same_shape = now.shape == stored.shape
+        gap = ((now - stored).abs().max() / now.abs().max().clamp_min(1e-6)).item() if same_shape else math.inf
+        if not gap <= PROBE_TOLERANCE:
             raise DenoiserError(
-                f"{where} was made by another network with the same fingerprint {self.denoiser.fingerprint!r}: "
-                "delete that file, give another cache folder, or give the network its own fingerprint"
+                f"{where} was made by another network with the same fingerprint {self.denoiser.fingerprint!r}: their "
+                f"answers to one question differ by {gap:.1%} of the largest entry (up to {PROBE_TOLERANCE:.0%} may be "
+                "due to the machine): delete that file, give another cache folder, or give the network its own "
+                "fingerprint"
             )
 
 
