@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from fewstep.errors import ArgumentError
 from fewstep.noise import NoiseSchedule
-from fewstep.search.gradient.numbers import Axis, Numbers, constant, require_reproduced
+from fewstep.search.gradient.numbers import Axis, Numbers, constant, matrix_of, require_reproduced
 from fewstep.tableau import Tableau
 
 
@@ -85,9 +85,3 @@ class Drifting(nn.Module):
             B[i + 1, j] = -slope / s[j]
         return matrix_of(A, n), matrix_of(B, n)
 
-
-def matrix_of(entries: dict[tuple[int, int], Tensor], n: int) -> Tensor:
-    rows, columns = zip(*entries, strict=True)
-    places = (torch.tensor(rows, device="cpu"), torch.tensor(columns, device="cpu"))
-    values = torch.stack(list(entries.values()))
-    return torch.zeros(n, n, dtype=torch.float64, device="cpu").index_put(places, values)

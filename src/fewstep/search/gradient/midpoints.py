@@ -7,8 +7,7 @@ from torch import Tensor, nn
 
 from fewstep.errors import ArgumentError
 from fewstep.noise import NoiseSchedule
-from fewstep.search.gradient.drifting import matrix_of
-from fewstep.search.gradient.numbers import Axis, Numbers, constant
+from fewstep.search.gradient.numbers import Axis, Numbers, constant, matrix_of
 
 SCALE_DIRECTION, SCALE_TIME = 0.05, 0.05
 """How far the factors on slopes and on model times may be from 1."""
@@ -56,6 +55,7 @@ class Midpoints(nn.Module):
         self.inner = len(times) - 1 - int(noise.sigma(times[-1]) == 0)
         if self.inner < 1:
             raise ArgumentError("EPD needs a step that does not end at sigma = 0: give more network calls")
+        self.ends = tuple((1 + parallel) * n for n in range(1, self.inner + 1 - (self.inner == len(times) - 1)))
         shape = (self.inner, parallel)
         zeros = torch.zeros(shape, dtype=torch.float64, device="cpu")
         self.r = nn.Parameter(zeros.clone())

@@ -112,6 +112,11 @@ def filled(shape: tuple[int, int], places: list[tuple[int, int]], values: Tensor
     return out.index_put((torch.tensor(rows, device="cpu"), torch.tensor(columns, device="cpu")), values)
 
 
+def matrix_of(entries: dict[tuple[int, int], Tensor], rows: int) -> Tensor:
+    """A square matrix of zeros with these entries, in the graph."""
+    return filled((rows, rows), list(entries), torch.stack(list(entries.values())))
+
+
 def constant(values: Tensor | list[float]) -> Tensor:
     """Numbers that no longer learn."""
     return as_float64(values).detach().clone()

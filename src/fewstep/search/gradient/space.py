@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from fewstep.errors import ArgumentError
-from fewstep.noise import NoiseSchedule
+from fewstep.noise import Flow, NoiseSchedule
 from fewstep.rules import SolverSchedule
 from fewstep.search.gradient.compensation import Compensated
 from fewstep.search.gradient.corrections import Corrected, Generalised, Theory
@@ -23,7 +23,6 @@ from fewstep.search.gradient.multistep import Multistep
 from fewstep.search.gradient.numbers import Axis, Numbers
 from fewstep.search.gradient.straight import NonStationary
 from fewstep.search.gradient.told import Offsets
-from fewstep.noise import Flow
 from fewstep.tableau import Tableau
 
 ORDER = 3
@@ -76,6 +75,11 @@ class Space(nn.Module):
         parts = {"times": self.grid, "told": self.offsets, "weights": self.weights}
         found = {name: [*part.parameters()] for name, part in parts.items() if part is not None}
         return {name: values for name, values in found.items() if any(p.numel() for p in values)}
+
+    @property
+    def rows(self) -> tuple[int, ...]:
+        """The rows that end a step, where others are points inside one; empty where all do."""
+        return self.weights.ends if isinstance(self.weights, Midpoints) else ()
 
     @property
     def size(self) -> int:
