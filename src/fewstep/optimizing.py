@@ -29,7 +29,7 @@ from fewstep.search.methods import METHODS, Solver, sources
 from fewstep.search.objective import BATCH
 from fewstep.search.teacher import CALLS
 from fewstep.search.window import Window
-from fewstep.setting import SeedsAsked, Setting
+from fewstep.setting import Loss, SeedsAsked, Setting
 from fewstep.stages import Work
 from fewstep.times.ends import End
 
@@ -60,6 +60,7 @@ def optimize(
     end: End = "zero",
     teacher_calls: int = CALLS,
     gram: Gram | None = None,
+    loss: Loss = "auto",
 ) -> Found:
     """Find a better sampler with `nfe` network calls for this network.
 
@@ -67,7 +68,8 @@ def optimize(
         model: the network, or a name that `fewstep.load` knows.
         nfe: network calls per sample.
         method: `dmn` (no network in the search), `ays` (its ways down from every hand-crafted grid) or `auto` (both,
-            times from the network's loss curve, AYS from all of them, and then the guesses of a surrogate).
+            times from the network's loss curve, AYS from all of them, and then the guesses of a surrogate); or one
+            that learns by gradient from the best hand-crafted times (`fewstep.search.gradient.recipes.RECIPES`).
         solver: a name of `fewstep.solvers.NAMES`, `auto` (several multistep solvers), a function
             `times -> SolverSchedule`, or a list of them, which compete; `optimize_many` gives a result for each.
         minutes: time to spend; the network's speed is measured first, so results vary with the machine.
@@ -92,6 +94,8 @@ def optimize(
         end: `zero` (sigma 0), `min` (the network's `t_min`, as papers do), or the time of the last state.
         teacher_calls: network calls of the reference sampler; 0 does without: no paired figure, and no made data.
         gram: a KLUB table of this network that is there already; by default it is computed.
+        loss: what a method that learns by gradient lowers: a name of `fewstep.search.gradient.losses.NAMES`, an
+            objective of your own, or `auto` for the method's.
 
     Returns:
         The sampler, never worse than the best hand-crafted one on the finals' score, with its record.
@@ -105,7 +109,7 @@ def optimize(
         model, method, objective=objective, judge=judge, data=data, data_condition=data_condition,
         condition=condition, calibration=calibration, selection=selection, report=report,
         cache=cache if cache is not None else None if folder is None else folder / ".cache",
-        batch_size=batch_size, progress=progress, start=start, end=end, teacher_calls=teacher_calls, gram=gram,
+        batch_size=batch_size, progress=progress, start=start, end=end, teacher_calls=teacher_calls, gram=gram, loss=loss,
     )  # fmt: skip
     work = Work(ground, nfe, sources(ground.window, solver, nfe), folder, Ledger(ground.model))
     return finished(work, minutes, max_calls)
@@ -128,6 +132,7 @@ class Options(TypedDict, total=False):
     end: End
     teacher_calls: int
     gram: Gram | None
+    loss: Loss
 
 
 def prepared(
@@ -149,6 +154,7 @@ def prepared(
     end: End = "zero",
     teacher_calls: int = CALLS,
     gram: Gram | None = None,
+    loss: Loss = "auto",
 ) -> Setting:
     """The ground of a search, or of several; arguments as in `optimize`.
 
@@ -167,7 +173,7 @@ def prepared(
     ground = Setting(
         net, name, method, window, chosen, known, of, condition is not None, Cache(cache),
         Probe(net, of(range(1))), batch_size, progress, seeds, teacher_calls,
-        None if data is None else inputs.given_data(net, data, data_condition), gram,
+        None if data is None else inputs.given_data(net, data, data_condition), gram, loss=loss,
     )  # fmt: skip
     ground.require_sources()
     return ground

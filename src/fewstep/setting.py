@@ -18,11 +18,17 @@ from fewstep.judging import Objective
 from fewstep.progress import Report
 from fewstep.randomness import CalibrationSeeds, ReportSeeds, Seeds, SelectionSeeds
 from fewstep.search.cache import Cache, Probe, first_rows, rows
+from fewstep.search.gradient.objectives import Objective as LearningObjective
+from fewstep.search.gradient.recipes import RECIPES
 from fewstep.search.klub import Gram
 from fewstep.search.ledger import Ledger
 from fewstep.search.objective import Judge, Scorer
+from fewstep.search.plan import KLUB
 from fewstep.search.teacher import ConditionOf, Teacher, reference_schedule
 from fewstep.search.window import Window
+
+Loss = str | LearningObjective
+"""A name, or an objective of one's own."""
 
 MADE_OFFSET = 500_000_000
 """Calibration seeds of the teacher's own samples start here, away from those that noise them."""
@@ -69,6 +75,7 @@ class Setting:
         asked: the condition by seed, as the user or the network wants it; own_condition: whether the user gave it.
         cache, probe, batch, progress, seeds: as in `optimize`.
         teacher_calls: of the reference sampler; 0 for none.
+        loss: what a method that learns by gradient lowers, `auto` for its own.
         data: clean samples, once they are there; gram: the KLUB table, once it is there.
         given: whether the caller gave the data, and nobody has looked at them yet.
         ready: whether the caller gave the table.
@@ -93,6 +100,7 @@ class Setting:
     gram: Gram | None = None
     notes: list[str] = field(default_factory=list[str])
     given: bool = False
+    loss: Loss = "auto"
 
     def __post_init__(self) -> None:
         self.given, self.ready = self.data is not None, self.gram is not None
@@ -100,7 +108,12 @@ class Setting:
     @property
     def klub(self) -> bool:
         """Whether the method looks at a KLUB table."""
-        return self.method != "dmn"
+        return self.method in KLUB
+
+    @property
+    def learned(self) -> bool:
+        """Whether the method learns by gradient."""
+        return self.method in RECIPES
 
     @property
     def unmade(self) -> bool:
@@ -121,6 +134,10 @@ class Setting:
 
         Errors: `ArgumentError`.
         """
+        if self.learned and not self.teacher_calls:
+            raise ArgumentError(f"method {self.method} learns from a teacher, and teacher_calls=0 switches it off")
+        if self.learned and self.model.channels != 1:
+            raise ArgumentError(f"the network gives {self.model.channels} outputs: wrap it with guidance to learn one")
         level = self.model.noise.ratio(self.window.low).item()
         if self.klub and self.gram is not None and self.gram.ratios[0] > level * (1 + 1e-9):
             raise ArgumentError(

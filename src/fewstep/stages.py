@@ -11,6 +11,7 @@ import torch
 import fewstep
 from fewstep.found import Found
 from fewstep.judging import report_judges, selection_judge
+from fewstep.learning import Lessons
 from fewstep.progress import Event
 from fewstep.randomness import ReportSeeds, SelectionSeeds
 from fewstep.search.cache import digest
@@ -18,7 +19,7 @@ from fewstep.search.compete import Competition
 from fewstep.search.ledger import Ledger, speed
 from fewstep.search.methods import HAND, Source
 from fewstep.search.objective import Judge
-from fewstep.search.plan import Plan, default_calls, plan
+from fewstep.search.plan import LEARN, Plan, default_calls, plan
 from fewstep.search.select import Candidate
 from fewstep.setting import Setting
 
@@ -69,6 +70,8 @@ class Work:
             ground.progress,
         )
         competition.begin()
+        if ground.learned:
+            competition.learn(self._lessons(p, race, fresh, minutes))
         if ground.klub:
             if ground.gram is None:
                 ground.make_data(p.made, p.stages["data"], self.ledger)
@@ -80,6 +83,13 @@ class Work:
         if self.out is not None:
             found.save_all(self.out)
         return found
+
+    def _lessons(self, p: Plan, race: SelectionSeeds, fresh: SelectionSeeds, minutes: float | None) -> Lessons:
+        assert self.judge is not None
+        ground, offset = self.setting, fresh.offset + len(fresh)
+        seconds = None if minutes is None else 60 * minutes * TIME_SHARE * LEARN
+        scorer = ground.scorer([self.judge], race)
+        return Lessons(ground, p, self.ledger, self.nfe, self.judge, scorer, offset, seconds)
 
     def stopped(self) -> str:
         """Save the best so far after an interrupt; says what was saved and how to go on."""
@@ -99,7 +109,7 @@ class Work:
     def _plan(self, minutes: float | None, max_calls: int | None) -> Plan:
         ground = self.setting
         unmade = ground.unmade
-        budget = max_calls or default_calls(self.nfe)
+        budget = max_calls or default_calls(self.nfe, learned=ground.learned)
         if minutes is not None:
             budget, note = affordable(ground, self.ledger, minutes, max_calls)
             self.notes.append(note)
@@ -131,6 +141,7 @@ class Work:
             table=table,
             checked=checked,
             fewest=FEWEST if ground.objective == "frechet" else 0,
+            learned=ground.learned,
         )
 
     def _figures(self, p: Plan, winner: Candidate, start: Candidate) -> dict[str, Any]:

@@ -57,7 +57,11 @@ def optimize(
     model: ModelName,
     nfe: Calls,
     method: Annotated[
-        str, typer.Option(help="dmn (no network calls), ays, or auto (both, from every start).")
+        str,
+        typer.Option(
+            help="dmn (no network calls), ays, auto (both, from every start); or learned by gradient: times, weights, "
+            "joint, ld3, s4s, s4s-alt, gs, bns, dyweight, neural-solver, dc, epd, epd-1."
+        ),
     ] = "auto",
     solver: Solvers = None,
     each: Annotated[bool, typer.Option("--each", help="A result for each solver, instead of one winner.")] = False,
@@ -72,6 +76,13 @@ def optimize(
     ] = None,
     objective: Annotated[
         str, typer.Option(help="What selects: frechet, teacher, or auto (frechet where features are known).")
+    ] = "auto",
+    loss: Annotated[
+        str,
+        typer.Option(
+            help="What a method that learns lowers: l2, l1, log-l2, pseudo-huber, features, along, frechet, kernel, or "
+            "auto (the method's own)."
+        ),
     ] = "auto",
     guidance: Guidance = 1.0,
     trust_pickle: TrustPickle = False,
@@ -99,7 +110,8 @@ def optimize(
     name = model if guidance == 1 else with_option(model, f"guidance={guidance:g}")
     name = with_option(name, "trust-pickle") if trust_pickle else name
     asked = Asked(
-        name, method, objective, minutes, max_calls, start, strength, end, batch_size, around, quiet or as_json
+        name, method, objective, minutes, max_calls, start, strength, end, batch_size, around, quiet or as_json,
+        loss=loss,
     )
     nfes, names = _nfes(nfe), flat(solver) or ["dpmpp_2m"]
     plain = re.sub(r"[^A-Za-z0-9_.-]+", "-", model).strip("-")
@@ -148,7 +160,8 @@ def _text(found: Found, files: Sequence[Path]) -> str:
     ordinary = found.window["end"] == "zero" and not found.window["image_to_image"]
     lines += [""] if ordinary else [f"window: {found.window['words']}", ""]
     seconds = sum(stage["seconds"] for stage in found.stages)
-    lines.append(f"{found.calls:,} network calls, {seconds_in_words(seconds)}")
+    learned = f" and {found.backward:,} backward" if found.backward else ""
+    lines.append(f"{found.calls:,} network calls{learned}, {seconds_in_words(seconds)}")
     return "\n".join(lines + [f"  {path}" for path in files])
 
 
@@ -163,6 +176,7 @@ COMMANDS: Commands = (
             "fewstep optimize python:my_module:make_model --nfe 6 --guidance 4",
             "fewstep optimize mnist --method ays --nfe 5,6,8,10 --solver dpmpp_2m,ddim,sde_dpmpp_2m --each",
             "fewstep optimize mnist --nfe 5 --start 2.5",
+            "fewstep optimize mnist --nfe 5 --method joint --loss frechet",
             note="Then: fewstep sample, compare, show and export take the folder's schedule.json.",
         ),
     ),

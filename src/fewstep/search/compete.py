@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from fewstep.errors import DenoiserError
@@ -20,7 +20,7 @@ from fewstep.search.klub import Gram
 from fewstep.search.ledger import Ledger
 from fewstep.search.methods import AYS, HAND, Source
 from fewstep.search.objective import Scorer
-from fewstep.search.plan import AROUND, FINALISTS, Plan
+from fewstep.search.plan import AROUND, FINALISTS, KLUB, Plan
 from fewstep.search.select import Candidate, Race, finite
 
 THINNED = 5
@@ -37,7 +37,7 @@ class Competition:
         scorer: judges samples on selection seeds, `plan.counts[-1]` of the race and then `plan.fresh` of the finals.
         finals: the same judge on fresh selection seeds.
         plan: rooms and counts.
-        method: `auto`, `ays` or `dmn`.
+        method: `auto`, `ays`, `dmn`, or one that learns by gradient.
         ledger: where the cost is written.
         progress: told after every score.
     """
@@ -68,7 +68,7 @@ class Competition:
             best = [c.origin for c in self.race.standing()[:4]]
             for source in others:
                 self._enter((c for c in source.hand() if c.origin in best), room)
-            if self.method != "ays":
+            if self.method in ("auto", "dmn"):
                 for source in self._by_standing()[:2]:
                     self._enter(source.dmn(4 if self.method == "dmn" else 2), room)
             if self._failure is not None and all(math.isinf(c.scores[self.plan.counts[0]]) for c in self.race.entries):
@@ -88,12 +88,18 @@ class Competition:
                 room = left if source is sources[-1] else math.ceil(0.7 * left)
                 self._enter(source.thinned([c.origin for c in mine], THINNED), len(self.race.entries) + room)
 
+    def learn(self, teach: Callable[[list[Candidate]], list[Candidate]]) -> None:
+        """Samplers learned from the best of the standing enter the race."""
+        learned = teach(self.race.standing())
+        with self._stage():
+            self.race.enter(learned, len(learned))
+
     def conclude(self) -> None:
         """Later rounds; before the last one the neighbours of the best enter, and the surrogate's guesses."""
         with self._stage():
             second, third = self.plan.rooms[1:]
-            self._promote(1, second if self.method == "dmn" else second - second // 3)
-            if self.method != "dmn":
+            self._promote(1, second - second // 3 if self.method in KLUB else second)
+            if self.method in KLUB:
                 self._enter(self._neighbours(), self.plan.rooms[0])
                 self._promote(1, second)
             for k in range(self.plan.guesses):

@@ -17,13 +17,14 @@ from fewstep.noise import NoiseSchedule
 from fewstep.rules import SolverSchedule
 from fewstep.search.ays import DIRECT, Descent, Snapshot, descents, to_ratios, to_times
 from fewstep.search.dmn import dmn_times
+from fewstep.search.gradient.recipes import RECIPES
 from fewstep.search.klub import Gram
 from fewstep.search.relatives import rescaled_entropic
 from fewstep.search.select import Candidate
 from fewstep.search.surrogate import Array, propose
 from fewstep.search.window import Window
 
-METHODS = ("auto", "ays", "dmn")
+METHODS = ("auto", "ays", "dmn", *RECIPES)
 RECOMMENDED = ("dpmpp_2m", "unipc", "ipndm", "dpmpp_3m")
 """What `solver="auto"` tries: multistep solvers, one network call a step, each the best of its family somewhere."""
 DMN_OPTIONS: tuple[dict[str, Any], ...] = ({"p": 1.0}, {"p": 2.0}, {"p": 1.0, "order": 2}, {"p": 1.0, "truncation": 0})
@@ -106,7 +107,7 @@ class Source:
     def descend(self, gram: Gram, starts: Sequence[Candidate]) -> None:
         """Compute the ways down from these candidates, the best first; with many steps also those of the hierarchy."""
         many = self.steps >= MANY
-        direct = {c.origin: c.schedule.times for c in (starts[:FROM] if many else starts)}
+        direct = {c.origin: c.times for c in (starts[:FROM] if many else starts)}
         new = {name: grid for name, grid in direct.items() if (name, DIRECT) not in self.ways}
         found = descents(gram, self.noise, new)
         if many:
@@ -175,7 +176,7 @@ class Source:
             return None
         logs = torch.cat([first.log_ratios[:1], torch.from_numpy(place), first.log_ratios[-1:]])
         return self.candidate(
-            to_times(self.noise, logs.exp(), first.schedule.times), GUESS, f"surrogate, guess {seed + 1}"
+            to_times(self.noise, logs.exp(), first.times), GUESS, f"surrogate, guess {seed + 1}"
         )
 
 

@@ -22,6 +22,10 @@ LEAST = 48
 """Samples of a final figure, at least: fewer give no standard error."""
 AROUND = 0.2
 """Part of the race's entries that is kept for the neighbours of the best."""
+LEARN, LEARN_REPORT = 0.5, 0.15
+"""Parts of the whole that a method which learns by gradient has for it, the teacher's pairs included, and for REPORT."""
+KLUB = ("auto", "ays")
+"""Methods that look at a KLUB table; `dmn` and those that learn by gradient do not."""
 ENTRIES = {"dmn": 16, "ays": 40, "auto": 36}
 """Entries that the race is laid out for; a larger budget first goes into more images for each."""
 GUESSES = {"dmn": 0, "ays": 0, "auto": 16}
@@ -77,9 +81,9 @@ class Plan:
         return asdict(self)
 
 
-def default_calls(nfe: int) -> int:
-    """The budget when none is given: 80,000, or 13,000 a step, at most 150,000."""
-    return min(150_000, max(80_000, 13_000 * nfe))
+def default_calls(nfe: int, *, learned: bool = False) -> int:
+    """The budget when none is given: 80,000, or 13,000 a step, at most 150,000; three times that to learn."""
+    return min(150_000, max(80_000, 13_000 * nfe)) * (3 if learned else 1)
 
 
 def plan(
@@ -100,6 +104,7 @@ def plan(
     table: bool = True,
     checked: int = 0,
     fewest: int = 0,
+    learned: bool = False,
 ) -> Plan:
     """Divide `max_calls`.
 
@@ -108,7 +113,7 @@ def plan(
         nfe: calls of the sampler that is looked for.
         batch_cost: network calls of one evaluation (2 with guidance).
         teacher: calls of one reference sample; 0 where there is none.
-        method: `auto`, `ays` or `dmn`.
+        method: `auto`, `ays`, `dmn`, or one that learns by gradient.
         solvers: how many solvers compete.
         made: whether the data have to be made by the teacher.
         taught: whether selection compares with the teacher.
@@ -117,15 +122,16 @@ def plan(
         paths, selection, report: numbers of samples that the caller asks for.
         table: whether the KLUB table is still to be computed, where the method needs one.
         checked: calls for a look at the data.
+        learned: whether the method learns by gradient.
         fewest: images of the first round that the judge should have. Where the budget is short, fewer samplers enter
             rather than fewer images are made, down to `LEAST_ENTRIES`.
 
     Errors: `ArgumentError` when the budget is too small for any search; it says how much would do.
     """
-    klub = method != "dmn"
+    klub = method in KLUB
     one, taught_one = nfe * batch_cost, teacher * batch_cost
     whole = max_calls - batch_cost
-    shown = report or _between(REPORT * whole / (2 * one), LEAST, 5000)
+    shown = report or _between((LEARN_REPORT if learned else REPORT) * whole / (2 * one), LEAST, 5000)
     pairs = min(shown, _between(PAIRED * whole / taught_one, 8, 256)) if teacher else 0
     levels = levels if klub and table else 0
     walks = walked(whole, levels * batch_cost, taught_one if made else 0, klub, most_paths, paths)
@@ -137,14 +143,17 @@ def plan(
         "report": 2 * shown * one,
         "teacher of the report": pairs * taught_one,
     }
+    if learned:
+        stages["learning"] = int(LEARN * whole)
     rest = max_calls - sum(stages.values())
-    shape = _Shape(one, taught_one if taught else 0, ENTRIES[method] + 6 * (solvers - 1), GUESSES[method])
-    counts, rooms, guesses, fresh = shape.fill(rest, selection, fewest, LEAST_ENTRIES[method])
+    like = "dmn" if learned else method
+    shape = _Shape(one, taught_one if taught else 0, ENTRIES[like] + 6 * (solvers - 1), GUESSES[like])
+    counts, rooms, guesses, fresh = shape.fill(rest, selection, fewest, LEAST_ENTRIES[like])
     if rooms[0] < 8:
         why = ", or give data=, which the teacher has to make otherwise" if made else ""
         raise ArgumentError(
             f"max_calls={max_calls} is too small a budget at {nfe} calls per sample: the search needs about "
-            f"{_enough(nfe, batch_cost, teacher, klub, made, taught) + checked}; give more calls (or minutes){why}"
+            f"{int((_enough(nfe, batch_cost, teacher, klub, made, taught) + checked) / (1 - LEARN * learned))}; give more calls (or minutes){why}"
         )
     stages["race"] = shape.images(counts, rooms, guesses) * one
     stages["finals"] = FINALISTS * fresh * one

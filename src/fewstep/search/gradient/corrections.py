@@ -31,7 +31,12 @@ class Theory(nn.Module):
 
 
 class Corrected(nn.Module):
-    """Theory plus a free number at every place of the table: all earlier states and outputs, in every row."""
+    """Theory plus a free number at every place of the table: all earlier states and outputs, in every row.
+
+    The numbers are in units of states of unit variance, `x / sqrt(alpha^2 + sigma^2)`: what variance-preserving
+    schedules have anyway, and the form that GS gives EDM's networks. In EDM's own coordinates one step of an optimiser
+    would mean eighty times more at one end than at the other.
+    """
 
     def __init__(self, theory: Theory) -> None:
         super().__init__()
@@ -46,7 +51,9 @@ class Corrected(nn.Module):
         """The numbers at these times."""
         n = self.theory(times)
         size = (len(n.times), len(n.times))
-        return n._replace(A=n.A + filled(size, self.states, self.a), B=n.B + self.outputs_part(n, size))
+        unit = (n.alpha**2 + n.sigma**2).sqrt()
+        A = n.A + filled(size, self.states, self.a) * (unit[:, None] / unit)
+        return n._replace(A=A, B=n.B + self.outputs_part(n, size) * unit[:, None])
 
     def outputs_part(self, n: Numbers, size: tuple[int, int]) -> Tensor:
         """What is added to B."""

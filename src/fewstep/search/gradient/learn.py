@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from fewstep.errors import ArgumentError
 from fewstep.progress import Report, silent
+from fewstep.sampling import sample
 from fewstep.search.cache import Cache, digest
 from fewstep.search.gradient.fit import CHECKS, Fit, finite
 from fewstep.search.gradient.objectives import Along, Objective
@@ -24,9 +27,10 @@ if TYPE_CHECKING:
 
 OVERFITTED = 1.25
 """The loss on held-out pairs, over that on the pairs learned from, may have grown by this since the start."""
-LOOKED = 256
+LOOKED = 64
 """Pairs that are looked at for that."""
 LEAST_PAIRS = 4
+LARGE = 3 * 64 * 64
 
 
 @dataclass(frozen=True)
@@ -75,10 +79,11 @@ class Learner:
         teacher: makes the pairs.
         calibration, held: seeds of the pairs that are learned from, and of those that show overfitting.
         judge: the score of a table, lower is better; judged: its cost in samples.
-        batch_size, checkpoint, autocast: see `Slope`.
+        batch_size, checkpoint, autocast: see `Slope`; by default activations are recomputed for samples of 12,288
+            numbers (3 x 64 x 64) and more.
         cache: of the descents' states; they go on after a kill.
         progress: told after every judgement.
-        teacher_score: the judge's score of the teacher itself and the name of the score, where it is known.
+        look_at: `(images, seeds) -> score` of the judge, by which the teacher itself is compared; None leaves that out.
     """
 
     teacher: Teacher
@@ -87,13 +92,15 @@ class Learner:
     judge: Callable[[Tableau], float]
     judged: int = 0
     batch_size: int = 64
-    checkpoint: bool = True
+    checkpoint: bool | None = None
     autocast: torch.dtype | None = None
     cache: Cache = field(default_factory=lambda: Cache(None))
     progress: Report = silent
-    teacher_score: float | None = None
+    look_at: Callable[[Tensor, Sequence[int]], float] | None = None
 
     def __post_init__(self) -> None:
+        if self.checkpoint is None:
+            self.checkpoint = math.prod(self.teacher.denoiser.shape) >= LARGE
         if len(self.calibration) < LEAST_PAIRS:
             raise ArgumentError(
                 f"{len(self.calibration)} calibration seeds: a sampler is learned from {LEAST_PAIRS} pairs or more"
@@ -103,7 +110,7 @@ class Learner:
         """How many updates `calls` network calls pay for, judgements included; the teacher's are apart."""
         cost = self.teacher.denoiser.batch_cost * nfe
         batch = min(recipe.batch, len(self.calibration))
-        passes = 1 + self.checkpoint + recipe.soft
+        passes = 1 + bool(self.checkpoint) + recipe.soft
         looks = 4 * LOOKED
         return max(0, min(recipe.iterations, (calls // cost - (CHECKS + 1) * self.judged - looks) // (batch * passes)))
 
@@ -133,7 +140,7 @@ class Learner:
         pairs = Pairs(self.teacher, self.calibration, path=path, **sides)
         begun = space.tableau(f"{start.schedule.name}, start")
         slope = Slope(
-            self.teacher.denoiser, batch_size=self.batch_size, checkpoint=self.checkpoint, autocast=self.autocast
+            self.teacher.denoiser, batch_size=self.batch_size, checkpoint=bool(self.checkpoint), autocast=self.autocast
         )
         name = "learned-" + digest(
             self.teacher.denoiser.fingerprint, self.teacher.tableau.digest, begun.digest, known.name, objective.name,
@@ -150,7 +157,7 @@ class Learner:
         mean, variance = table.defects()
         defects = {"mean": mean.abs().max().item(), "variance": variance.abs().max().item()}
         start_score = next(score for update, _, score in fit.now.history if update == 0)
-        notes = [*fit.now.notes, *self._notes(fit, losses, start_score)]
+        notes = [*fit.now.notes, *self._notes(fit, losses, start_score), *self._of_teacher(table)]
         return Learned(
             table, begun, known.name, objective.name, space.size, fit.now.best, start_score, losses,
             fit.now.iteration, slope.backward, fit.now.history, defects, notes,
@@ -177,11 +184,23 @@ class Learner:
                 f"Overfitted: the loss on held-out pairs is {d / c:.2f} times that on the {len(self.calibration)} pairs "
                 f"learned from, and was {b / a:.2f} times at the start. More calibration seeds would help."
             )
-        if self.teacher_score is not None and fit.now.best < self.teacher_score:
-            notes.append(
-                f"The judge scores the teacher at {self.teacher_score:.4g}, worse than the sampler found "
-                f"({fit.now.best:.4g}): it limits what can be learned from it, or the judge is of few samples."
-            )
         if fit.now.best >= start_score:
             notes.append("No point of the descent was better than its start by the judge: the start is returned.")
         return notes
+
+    def _of_teacher(self, table: Tableau) -> list[str]:
+        """Whether the judge likes the teacher less than the sampler found, both on the held-out seeds."""
+        if self.look_at is None:
+            return []
+        seeds, net = list(self.held), self.teacher.denoiser
+        init = None if self.teacher.init is None else self.teacher.init(seeds)
+        made = sample(
+            net, table, seeds=seeds, init=init, condition=self.teacher.condition(seeds), batch_size=self.batch_size
+        )
+        ours, theirs = self.look_at(made, seeds), self.look_at(self.teacher(seeds), seeds)
+        if not ours < theirs:
+            return []
+        return [
+            f"The judge scores the teacher at {theirs:.4g} and the sampler found at {ours:.4g} on the same "
+            f"{len(seeds)} seeds: a better teacher (teacher_calls) could be learned from, or these are too few to say."
+        ]
