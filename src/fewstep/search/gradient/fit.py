@@ -232,7 +232,7 @@ class Fit:
             if now.waiting >= self.recipe.patience:
                 now.waiting, now.slower = 0, now.slower * self.recipe.decay
                 self._take(self.kept)
-        self._remember()
+                self._remember()
         self.progress(Event(self.recipe.name, now.iteration, now.total, f"{now.best:.4g}"))
 
     def _remember(self) -> None:
@@ -251,11 +251,12 @@ class Fit:
             return
         tensors: dict[str, Tensor] = {"moved": self.pairs.moved}
         for part, values in (("here", dict(self.space.named_parameters())), ("average", self.average),
-                             ("kept", self.kept)):  # fmt: skip
+                             ("kept", self.kept), ("before", self.before)):  # fmt: skip
             tensors |= {f"{part}.{name}": value for name, value in values.items()}
         for group, optimiser in self.optimisers.items():
-            for k, state in optimiser.state_dict()["state"].items():
-                tensors |= {f"optimiser.{group}.{k}.{n}": torch.as_tensor(v) for n, v in state.items()}
+            for part, whole in (("optimiser", optimiser.state_dict()), ("undo", self.states[group])):
+                for k, state in whole["state"].items():
+                    tensors |= {f"{part}.{group}.{k}.{n}": torch.as_tensor(v) for n, v in state.items()}
         record: dict[str, Any] = {k: v for k, v in vars(self.now).items()}
         record["history"] = [[finite(v) for v in row] for row in self.now.history]
         record["best"] = finite(self.now.best)
@@ -267,20 +268,27 @@ class Fit:
             return
         tensors, record = stored
         parts = {part: {n: tensors[f"{part}.{n}"] for n, _ in self.space.named_parameters()} for part in
-                 ("here", "average", "kept")}  # fmt: skip
+                 ("here", "average", "kept", "before")}  # fmt: skip
         self._take(parts["here"])
-        self.average, self.kept = parts["average"], parts["kept"]
+        self.average, self.kept, self.before = parts["average"], parts["kept"], parts["before"]
         self.pairs.moved = tensors["moved"]
         for group, optimiser in self.optimisers.items():
-            whole = optimiser.state_dict()
-            for key in [k for k in tensors if k.startswith(f"optimiser.{group}.")]:
-                _, _, place, name = key.split(".", 3)
-                whole["state"].setdefault(int(place), {})[name] = tensors[key]
-            optimiser.load_state_dict(whole)
+            optimiser.load_state_dict(_state(tensors, "undo", group, optimiser))
+            self.states[group] = copy.deepcopy(optimiser.state_dict())
+            optimiser.load_state_dict(_state(tensors, "optimiser", group, optimiser))
         record["best"] = math.inf if record["best"] is None else record["best"]
         record["history"] = [(int(i), *(math.nan if v is None else v for v in row)) for i, *row in record["history"]]
         self.now = Progress(**record)
-        self._remember()
+
+
+def _state(tensors: dict[str, Tensor], part: str, group: str, optimiser: torch.optim.Optimizer) -> dict[str, Any]:
+    """What an optimiser takes, from the tensors of a file."""
+    whole = {**optimiser.state_dict(), "state": dict[int, dict[str, Tensor]]()}
+    for key, value in tensors.items():
+        if key.startswith(f"{part}.{group}."):
+            _, _, place, name = key.split(".", 3)
+            whole["state"].setdefault(int(place), {})[name] = value
+    return whole
 
 
 def finite(value: float) -> float | None:

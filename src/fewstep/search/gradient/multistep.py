@@ -84,7 +84,9 @@ class Multistep(nn.Module):
                 return require_reproduced(self(n.times), start, "a sum over earlier outputs")
             except ArgumentError as error:
                 refused = error
-        raise refused or ArgumentError("alpha is 0 at the first time: start from a data-basis solver, e.g. dpmpp_2m")
+        raise refused or ArgumentError(
+            f"{start.name or 'this table'} is no multistep solver at falling times: start from one, e.g. dpmpp_2m"
+        )
 
     def forward(self, times: Tensor) -> Numbers:
         """The numbers at these times."""
