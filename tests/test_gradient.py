@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,6 @@ from fewstep.metrics import Statistics, frechet, kernel_distance
 from fewstep.noise import EDM, Discrete, Flow, NoiseSchedule, VPLinear
 from fewstep.progress import Event
 from fewstep.randomness import CalibrationSeeds, SelectionSeeds, unit_noise
-from fewstep.rules import SolverSchedule
 from fewstep.sampling import sample
 from fewstep.search.cache import Cache
 from fewstep.search.gradient.fit import GIVEN_UP, Fit
@@ -237,9 +237,7 @@ def test_dc_solver_interpolates_the_newest_output() -> None:
             rho = [1.2, 0.8][i - 2]
             at = rho * grid[i] + (1 - rho) * grid[i - 1]
             p = [grid[i - k] for k in range(3)]
-            weights = [
-                math.prod(((at - p[j]) / (p[k] - p[j])).item() for j in range(3) if j != k) for k in range(3)
-            ]
+            weights = [math.prod(((at - p[j]) / (p[k] - p[j])).item() for j in range(3) if j != k) for k in range(3)]
             stored[i] = sum(w * stored[i - k] for k, w in enumerate(weights))
         x.append(sum(theory.A[i + 1, k] * x[k] + theory.B[i + 1, k] * stored[k] for k in range(i + 1)))
     assert (sample(net, space.tableau(), start=x[0]) - x[-1]).abs().max() < 1e-9
@@ -257,7 +255,7 @@ def test_epd_is_its_authors_step() -> None:
     net, grid = mixture(), space.grid().tolist()
     x = unit_noise(range(3), (2,), dtype=torch.float64) * 80.0
     expected = x
-    for t, after in zip(grid, grid[1:], strict=False):
+    for t, after in itertools.pairwise(grid):
         slope = (expected - net(expected, t)) / t
         total = torch.zeros_like(x)
         for k in range(2):
@@ -326,7 +324,9 @@ def test_gradients_are_finite_differences(name: str, batch: Batch) -> None:
         return every.values
 
     e = 1e-5
-    far, near = (({n: v - minus[n] for n, v in plus.items()}) for plus, minus in ((at(2 * e), at(-2 * e)), (at(e), at(-e))))
+    far, near = (
+        ({n: v - minus[n] for n, v in plus.items()}) for plus, minus in ((at(2 * e), at(-2 * e)), (at(e), at(-e)))
+    )
     for n in every.objectives:
         for p in ps:
             p.grad = None
@@ -485,7 +485,7 @@ class Sometimes:
 
 
 def test_a_gradient_that_is_not_finite_is_undone() -> None:
-    run = fit(Sometimes({4, 5}), SPACES["times"](start("times")), iterations=12)
+    run = fit(Sometimes({4, 5}), SPACES["times"](start("times")), iterations=12, recipe=replace(SMALL, patience=99))
     table = run.run()
     assert len(run.now.notes) == 2 and "Update 4 was not finite" in run.now.notes[0] and run.now.slower == 0.25
     assert all(bool(torch.isfinite(p).all()) for p in run.space.parameters()) and table.nfe == 4
@@ -523,7 +523,8 @@ def test_overfitting_is_said() -> None:
     school = learner()
     school.calibration = CalibrationSeeds(4)
     recipe = replace(RECIPES["weights"], rules={"weights": Rule("adam", 0.05)}, ema=0.0, batch=4)
-    school.judge = lambda table, scores=iter(range(100, 0, -1)): float(next(scores))  # type: ignore[misc]
+    scores = iter(range(100, 0, -1))
+    school.judge = lambda _table: float(next(scores))
     found = school(start("weights"), recipe, objective("l2"), iterations=60)
     assert any(note.startswith("Overfitted") and "4 pairs" in note for note in found.notes), found.losses
 
@@ -538,7 +539,8 @@ def test_a_teacher_that_the_judge_likes_less_is_said() -> None:
 
 def test_without_a_better_point_the_start_comes_back() -> None:
     school = learner()
-    school.judge = lambda table, scores=iter(range(1000)): float(next(scores))  # type: ignore[misc]
+    scores = iter(range(1000))
+    school.judge = lambda _table: float(next(scores))
     found = school(start("joint"), replace(RECIPES["joint"], batch=4), objective("l2"), iterations=12)
     assert found.tableau.difference(start("joint").tableau) < 1e-9 and "the start is returned" in found.notes[-1]
 
@@ -553,15 +555,23 @@ def test_the_soft_teacher_stays_in_its_ball() -> None:
     kept = pairs.moved.clone()
     soft([0, 1, 2], -slope, 1.0, lambda: 1.5)
     assert torch.equal(pairs.moved, kept)
-    moved_start = pairs.batch([0]).start - Pairs(
-        school.teacher, school.calibration, path=False, progress=school.progress, sigma=80.0, alpha=1.0
-    ).batch([0]).start
+    moved_start = (
+        pairs.batch([0]).start
+        - Pairs(school.teacher, school.calibration, path=False, progress=school.progress, sigma=80.0, alpha=1.0)
+        .batch([0])
+        .start
+    )
     torch.testing.assert_close(moved_start, 80.0 * kept[:1], rtol=1e-4, atol=1e-6)
 
 
 def test_phases() -> None:
     """S4S-Alt moves weights and times in turns; DC-Solver one ratio at a time, each by the state that it leads to."""
-    alt = fit(objective("l2"), SPACES["s4s-alt"](start("s4s-alt")), recipe=replace(RECIPES["s4s-alt"], soft=False), iterations=8)
+    alt = fit(
+        objective("l2"),
+        SPACES["s4s-alt"](start("s4s-alt")),
+        recipe=replace(RECIPES["s4s-alt"], soft=False),
+        iterations=8,
+    )
     changed: list[tuple[bool, bool]] = []
     for _ in range(4):
         before = [p.detach().clone() for p in (alt.space.weights.c, alt.space.grid.theta)]

@@ -1,4 +1,4 @@
-"""Learning by gradient as a stage of an optimisation: from the best hand-crafted samplers, within a share of the budget."""
+"""Learning by gradient as a stage of an optimisation, from its best hand-crafted samplers, in a share of its budget."""
 
 from __future__ import annotations
 
@@ -74,13 +74,15 @@ class Lessons:
             updates = learner.updates(recipe, self.nfe, calls // len(starts))
             if updates < CHECKS:
                 raise ArgumentError(
-                    f"max_calls={self.plan.max_calls} leaves {updates} updates to {recipe.name} at {self.nfe} calls per "
+                    f"max_calls={self.plan.max_calls} leaves {recipe.name} {updates} updates at {self.nfe} calls per "
                     "sample, too few to learn: give more calls (or minutes), or fewer calibration seeds"
                 )
             seconds = None if self.seconds is None else self.seconds / len(starts)
             lowered = self._objective(recipe)
             return [
-                self._candidate(origin, solver, learner(start, recipe, lowered, iterations=updates, seconds=seconds), stage)
+                self._candidate(
+                    origin, solver, learner(start, recipe, lowered, iterations=updates, seconds=seconds), stage
+                )
                 for origin, solver, start in starts
             ]
 
@@ -111,7 +113,9 @@ class Lessons:
         pairs = asked or CalibrationSeeds(max(LEAST_PAIRS, min(MOST_PAIRS, count)))
         held = SelectionSeeds(max(8, min(64, len(pairs) // 8)), self.offset)
         one = self.nfe * ground.model.batch_cost
-        judged = next((n for n in reversed(self.plan.counts) if (CHECKS + 1) * n * one < 0.35 * calls), self.plan.counts[0])
+        judged = next(
+            (n for n in reversed(self.plan.counts) if (CHECKS + 1) * n * one < 0.35 * calls), self.plan.counts[0]
+        )
 
         def score(table: Tableau) -> float:
             """A table that overflows is the worst, unless the network itself fails."""

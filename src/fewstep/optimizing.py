@@ -109,7 +109,8 @@ def optimize(
         model, method, objective=objective, judge=judge, data=data, data_condition=data_condition,
         condition=condition, calibration=calibration, selection=selection, report=report,
         cache=cache if cache is not None else None if folder is None else folder / ".cache",
-        batch_size=batch_size, progress=progress, start=start, end=end, teacher_calls=teacher_calls, gram=gram, loss=loss,
+        batch_size=batch_size, progress=progress, start=start, end=end, teacher_calls=teacher_calls, gram=gram,
+        loss=loss,
     )  # fmt: skip
     work = Work(ground, nfe, sources(ground.window, solver, nfe), folder, Ledger(ground.model))
     return finished(work, minutes, max_calls)

@@ -110,7 +110,17 @@ def optimize(
     name = model if guidance == 1 else with_option(model, f"guidance={guidance:g}")
     name = with_option(name, "trust-pickle") if trust_pickle else name
     asked = Asked(
-        name, method, objective, minutes, max_calls, start, strength, end, batch_size, around, quiet or as_json,
+        name,
+        method,
+        objective,
+        minutes,
+        max_calls,
+        start,
+        strength,
+        end,
+        batch_size,
+        around,
+        quiet or as_json,
         loss=loss,
     )
     nfes, names = _nfes(nfe), flat(solver) or ["dpmpp_2m"]

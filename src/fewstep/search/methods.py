@@ -175,9 +175,7 @@ class Source:
         if place is None:
             return None
         logs = torch.cat([first.log_ratios[:1], torch.from_numpy(place), first.log_ratios[-1:]])
-        return self.candidate(
-            to_times(self.noise, logs.exp(), first.times), GUESS, f"surrogate, guess {seed + 1}"
-        )
+        return self.candidate(to_times(self.noise, logs.exp(), first.times), GUESS, f"surrogate, guess {seed + 1}")
 
 
 def sources(window: Window, solver: str | Solver | Sequence[str | Solver], nfe: int) -> list[Source]:

@@ -23,7 +23,7 @@ LEAST = 48
 AROUND = 0.2
 """Part of the race's entries that is kept for the neighbours of the best."""
 LEARN, LEARN_REPORT = 0.5, 0.15
-"""Parts of the whole that a method which learns by gradient has for it, the teacher's pairs included, and for REPORT."""
+"""Parts of the whole that a method which learns by gradient has for that, the teacher included, and for REPORT."""
 KLUB = ("auto", "ays")
 """Methods that look at a KLUB table; `dmn` and those that learn by gradient do not."""
 ENTRIES = {"dmn": 16, "ays": 40, "auto": 36}
@@ -150,10 +150,11 @@ def plan(
     shape = _Shape(one, taught_one if taught else 0, ENTRIES[like] + 6 * (solvers - 1), GUESSES[like])
     counts, rooms, guesses, fresh = shape.fill(rest, selection, fewest, LEAST_ENTRIES[like])
     if rooms[0] < 8:
+        enough = _enough(nfe, batch_cost, teacher, klub, made, taught) * (2 if learned else 1)
         why = ", or give data=, which the teacher has to make otherwise" if made else ""
         raise ArgumentError(
             f"max_calls={max_calls} is too small a budget at {nfe} calls per sample: the search needs about "
-            f"{int((_enough(nfe, batch_cost, teacher, klub, made, taught) + checked) / (1 - LEARN * learned))}; give more calls (or minutes){why}"
+            f"{enough + checked}; give more calls (or minutes){why}"
         )
     stages["race"] = shape.images(counts, rooms, guesses) * one
     stages["finals"] = FINALISTS * fresh * one

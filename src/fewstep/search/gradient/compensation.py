@@ -28,7 +28,9 @@ class Compensated(nn.Module):
         n = theory(theory.schedule.times)
         calls = n.calls
         if len(calls) < POINTS or len({n.times[j].item() for j in calls}) < len(calls) or calls[0] != 0:
-            raise ArgumentError("DC-Solver compensates from the third step on: give a multistep solver, 3 calls or more")
+            raise ArgumentError(
+                "DC-Solver compensates from the third step on: give a multistep solver, 3 calls or more"
+            )
         if len(calls) != len(theory.schedule.times) - 1:
             raise ArgumentError(f"{theory.schedule.name} makes several calls a step: give a multistep solver (unipc)")
         if int((n.A != 0).sum(1).max()) > 1:

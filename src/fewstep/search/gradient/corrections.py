@@ -61,7 +61,7 @@ class Corrected(nn.Module):
 
 
 class Generalised(Corrected):
-    """GS's corrections: the first three of a row act on m_0, D_1 and D_2 of DPM-Solver++(3M), the others on the outputs.
+    """GS's corrections: the first three of a row act on m_0, D_1, D_2 of DPM-Solver++(3M), the others on the outputs.
 
     `x' = (theory + a_1) x - c_1 m_0 + c_2 D_1 - c_3 D_2 + sum_{i>3} c_i m_-i + sum_{i>1} a_i x_-i` (at the second step
     `- c_2 D_1`, as its authors have it). D_1 and D_2 have no finite value in a step onto sigma = 0 or next to alpha =

@@ -12,7 +12,7 @@ from fewstep.tableau import Tableau
 
 
 class Drifting(nn.Module):
-    """In `t = sigma / alpha`, with d the slopes: `x' = x + (t' - s) sum_j W[i,j] d_j`, `s' = s + (sum_j W[i,j])(t' - s)`.
+    """In `t = sigma / alpha`, with d the slopes: `x' = x + (t' - s) sum_j W_ij d_j`, `s' = s + (sum_j W_ij)(t' - s)`.
 
     s is the time reached, t' the next nominal one, `d_j = (x_j - D_j) / s_j` and the network is told `scale_j s_j`.
 
@@ -84,4 +84,3 @@ class Drifting(nn.Module):
             A[i + 1, j] = A.get((i + 1, j), 0.0) + slope / (alpha[j] * s[j])
             B[i + 1, j] = -slope / s[j]
         return matrix_of(A, n), matrix_of(B, n)
-

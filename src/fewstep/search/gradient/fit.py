@@ -163,27 +163,33 @@ class Fit:
     def _step(self, phase: Phase) -> None:
         now, groups = self.now, self.space.groups
         learning = [p for n in phase.groups if n in self.optimisers for p in groups[n]]
+        held = [p.detach().clone() for p in learning]
+        still = [torch.zeros_like(p, dtype=torch.bool) for p in learning]
         if phase.only is not None:
-            mask = torch.zeros_like(learning[0])
-            mask[phase.only] = 1
-            held = learning[0].detach().clone()
-            if learning[0].grad is not None:
-                learning[0].grad *= mask
+            still[0][:] = True
+            still[0][phase.only] = False
+        for p, mask in zip(learning, still, strict=True):
+            if p.grad is not None:
+                p.grad[mask] = 0
         if self.recipe.clip:
             torch.nn.utils.clip_grad_norm_(learning, self.recipe.clip)
-        haste = min(HASTE, math.sqrt(self.recipe.iterations / max(1, now.total))) if self.recipe.floor == 1 else 1.0
-        factor = self.recipe.rate(now.iteration, now.total) * now.slower * max(1.0, haste)
         for name in phase.groups:
             if name in self.optimisers:
                 rule = self.recipe.rules[name]
-                self.optimisers[name].param_groups[0]["lr"] = max(rule.least, self.rates[name] * factor)
+                self.optimisers[name].param_groups[0]["lr"] = max(rule.least, self.rates[name] * self._factor())
                 self.optimisers[name].step()
-        if phase.only is not None:  # momentum and weight decay must not move the others
-            with torch.no_grad():
-                learning[0].copy_(torch.where(mask.bool(), learning[0], held))
+        with torch.no_grad():  # momentum and weight decay must not move what stands still
+            for p, before, mask in zip(learning, held, still, strict=True):
+                p.copy_(torch.where(mask, before, p))
         keep = min(self.recipe.ema, (1 + now.iteration) / (10 + now.iteration))
         for name, p in self.space.named_parameters():
             self.average[name].lerp_(p.detach(), 1 - keep)
+
+    def _factor(self) -> float:
+        """On all rates, at this update."""
+        now, recipe = self.now, self.recipe
+        haste = min(HASTE, math.sqrt(recipe.iterations / max(1, now.total))) if recipe.floor == 1 else 1.0
+        return recipe.rate(now.iteration, now.total) * now.slower * max(1.0, haste)
 
     def _undo(self) -> None:
         """A loss or a gradient that is not finite: back to the last point that had one, and slower."""

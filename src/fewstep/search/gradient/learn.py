@@ -136,7 +136,7 @@ class Learner:
         if isinstance(objective, Along):
             objective = objective.on(space.rows)
         first = start.noise.levels(start.schedule.times[0])
-        sides = {"sigma": first[1].item(), "alpha": first[0].item(), "progress": self.progress}
+        sides: dict[str, Any] = {"sigma": first[1].item(), "alpha": first[0].item(), "progress": self.progress}
         pairs = Pairs(self.teacher, self.calibration, path=path, **sides)
         begun = space.tableau(f"{start.schedule.name}, start")
         slope = Slope(
@@ -163,9 +163,7 @@ class Learner:
             fit.now.iteration, slope.backward, fit.now.history, defects, notes,
         )  # fmt: skip
 
-    def _look(
-        self, slope: Slope, fit: Fit, path: bool, sides: dict[str, Any]
-    ) -> Callable[[], dict[str, float]]:
+    def _look(self, slope: Slope, fit: Fit, path: bool, sides: dict[str, Any]) -> Callable[[], dict[str, float]]:
         held = Pairs(self.teacher, self.held, path=path, **sides)
         own = Pairs(self.teacher, self.calibration[: min(LOOKED, len(self.calibration))], path=path, **sides)
 
@@ -181,8 +179,8 @@ class Learner:
         (a, b), (c, d) = ((losses[k]["from"], losses[k]["held"]) for k in ("start", "found"))
         if min(a, b, c, d) > 0 and (d / c) / (b / a) > OVERFITTED:
             notes.append(
-                f"Overfitted: the loss on held-out pairs is {d / c:.2f} times that on the {len(self.calibration)} pairs "
-                f"learned from, and was {b / a:.2f} times at the start. More calibration seeds would help."
+                f"Overfitted: the loss on held-out pairs is {d / c:.2f} times that on the {len(self.calibration)} "
+                f"pairs learned from, and was {b / a:.2f} times at the start. More calibration seeds would help."
             )
         if fit.now.best >= start_score:
             notes.append("No point of the descent was better than its start by the judge: the start is returned.")

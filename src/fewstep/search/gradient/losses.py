@@ -43,7 +43,9 @@ def objective(
 
     Errors: `ArgumentError` for another name, or where the features that it needs are not known.
     """
-    pairs = FeaturePairs(features, f"L2 in {feature_name}") if features is not None else EndPoints(DISTANCES["l2"], "l2")
+    pairs = (
+        FeaturePairs(features, f"L2 in {feature_name}") if features is not None else EndPoints(DISTANCES["l2"], "l2")
+    )
     if name in DISTANCES:
         return EndPoints(DISTANCES[name], name)
     if name == "features":

@@ -31,10 +31,11 @@ def steps_of(nfe: int, parallel: int, *, to_zero: bool) -> int:
 
 
 class Midpoints(nn.Module):
-    """In `t = sigma / alpha`: `x' = x + (t' - t) sum_k w_k c_k d(x + (t_k - t) d_n, a_k t_k)`, `t_k = t'^r_k t^(1 - r_k)`.
+    """In `t = sigma / alpha`: `x' = x + (t' - t) sum_k w_k c_k d(x + (t_k - t) d_n, a_k t_k)`.
 
-    `r = sigmoid`, `w = softmax`, c and a within 5 % of 1 by a sigmoid. The last step onto sigma = 0 has no point inside
-    and is the Euler step. Begins at the midpoint rule of DPM-Solver-2 in log sigma (`dpm_2`).
+    `t_k = t'^r_k t^(1 - r_k)` with r a sigmoid, w a softmax, c and a within 5 % of 1 by a sigmoid. The last step
+    onto sigma = 0 has no point inside and is the Euler step. Begins at the midpoint
+    rule of DPM-Solver-2 in log sigma (`dpm_2`).
 
     Args:
         times: `[n+1]` of the steps, which stay.
@@ -103,7 +104,7 @@ class Midpoints(nn.Module):
         """From scaled states to states."""
         where = torch.cat([self.noise.time_of_ratio(ratios[:-1]), times[-1:]])
         alpha = self.noise.alpha(where)
-        A = {(i, k): w * alpha[i] / alpha[k] for (i, k), w in A.items()}
-        B = {(i, k): w * alpha[i] for (i, k), w in B.items()}
         rows = len(ratios)
-        return Numbers(matrix_of(A, rows), matrix_of(B, rows), where, told, alpha, alpha * ratios, tuple(called))
+        states = matrix_of({(i, k): w * alpha[i] / alpha[k] for (i, k), w in A.items()}, rows)
+        outputs = matrix_of({(i, k): w * alpha[i] for (i, k), w in B.items()}, rows)
+        return Numbers(states, outputs, where, told, alpha, alpha * ratios, tuple(called))

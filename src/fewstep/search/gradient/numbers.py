@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -35,12 +36,17 @@ class Numbers(NamedTuple):
         """The rows at which the network is called."""
         return [i for i, called in enumerate(self.evaluated) if called]
 
+    def mapped(self, function: Callable[[Tensor], Tensor]) -> Numbers:
+        """The numbers with a function of each of their tensors."""
+        A, B, times, told, alpha, sigma = map(function, self[:6])
+        return Numbers(A, B, times, told, alpha, sigma, self.evaluated)
+
     def tableau(self, noise: NoiseSchedule, name: str = "", expected: tuple[str, ...] = (LEARNED,)) -> Tableau:
         """The table, out of the graph."""
-        A, B, times, told, alpha, sigma = (part.detach().clone() for part in self[:6])
+        n = self.mapped(lambda part: part.detach().clone())
         return Tableau(
-            A=A, B=B, times=times, model_times=told, alpha=alpha, sigma=sigma, evaluated=self.evaluated, noise=noise,
-            expected=expected, name=name,
+            A=n.A, B=n.B, times=n.times, model_times=n.told, alpha=n.alpha, sigma=n.sigma, evaluated=n.evaluated,
+            noise=noise, expected=expected, name=name,
         )  # fmt: skip
 
     @staticmethod

@@ -8,10 +8,9 @@ there is none. Every part can be exchanged: an objective by name, an optimiser b
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-
-import math
 
 import torch
 from torch import Tensor

@@ -63,7 +63,7 @@ class Slope:
         """Add the gradient to the parameters' `grad`; returns the loss and its gradient in the first states."""
         with torch.enable_grad():
             numbers = space()
-            leaves = Numbers(*(part.detach().clone().requires_grad_() for part in numbers[:6]), numbers.evaluated)
+            leaves = numbers.mapped(lambda part: part.detach().clone().requires_grad_())
             found, loss, slopes = [torch.zeros_like(part) for part in leaves[:6]], 0.0, list[Tensor]()
             table, given = _table(leaves, space), self._given(leaves, space, objective, batch)
             for lo in range(0, len(batch.start), self.batch_size):
@@ -84,15 +84,13 @@ class Slope:
             torch.autograd.backward([part for part, _ in live], [grad for _, grad in live])
         return (loss if given is None else given[0]), torch.cat(slopes)
 
-    def _given(
-        self, leaves: Numbers, space: Space, objective: Objective, batch: Batch
-    ) -> tuple[float, Tensor] | None:
+    def _given(self, leaves: Numbers, space: Space, objective: Objective, batch: Batch) -> tuple[float, Tensor] | None:
         """A loss of the whole batch that has to be cut: its value, and its gradient in the samples."""
         if not objective.whole or len(batch.start) <= self.batch_size:
             return None
         with torch.no_grad():
-            run = self._gathered(_table(Numbers(*(p.detach() for p in leaves[:6]), leaves.evaluated), space),
-                                 leaves, objective, batch)  # fmt: skip
+            fixed = leaves.mapped(torch.Tensor.detach)
+            run = self._gathered(_table(fixed, space), fixed, objective, batch)
         sample = run.sample.detach().requires_grad_()
         loss = objective(run._replace(sample=sample), batch)
         return loss.item(), torch.autograd.grad(loss, sample)[0]
