@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -14,12 +14,11 @@ from fewstep.rules import SolverSchedule
 from fewstep.search.ays import to_ratios
 from fewstep.search.gradient.fit import CHECKS
 from fewstep.search.gradient.learn import LEAST_PAIRS, Learned, Learner
-from fewstep.search.gradient.losses import objective
 from fewstep.search.gradient.midpoints import steps_of
-from fewstep.search.gradient.objectives import Objective
 from fewstep.search.gradient.recipes import RECIPES, Recipe
 from fewstep.search.gradient.space import SPACES, Start
 from fewstep.search.ledger import Ledger, Stage
+from fewstep.search.methods import HAND, Source
 from fewstep.search.objective import Judge, PairedJudge, Scorer
 from fewstep.search.select import Candidate
 from fewstep.tableau import Tableau
@@ -64,7 +63,7 @@ class Lessons:
         Errors: `ArgumentError` where the method can start from none of them.
         """
         recipe = self._recipe()
-        starts, refused = self._starts(recipe, standing)
+        starts, refused = starts_of(recipe, standing, self.ground, self.nfe)
         if not starts:
             raise refused or ArgumentError(f"method {recipe.name} found no start among the hand-crafted samplers")
         with self.ledger.stage("learning", self.plan.stages["learning"]) as stage:
@@ -78,7 +77,8 @@ class Lessons:
                     "sample, too few to learn: give more calls (or minutes), or fewer calibration seeds"
                 )
             seconds = None if self.seconds is None else self.seconds / len(starts)
-            lowered = self._objective(recipe)
+            lowered = self.ground.lowered
+            assert lowered is not None  # see `Setting.lowered`
             return [
                 self._candidate(
                     origin, solver, learner(start, recipe, lowered, iterations=updates, seconds=seconds), stage
@@ -91,18 +91,6 @@ class Lessons:
         if self.ground.loss in ("frechet", "kernel") or getattr(self.ground.loss, "whole", False):
             return replace(recipe, batch=WHOLE_BATCH)
         return recipe
-
-    def _objective(self, recipe: Recipe) -> Objective:
-        loss, known = self.ground.loss, self.ground.known
-        if not isinstance(loss, str):
-            return loss
-        name = recipe.loss if loss == "auto" else loss
-        if known is None:
-            return objective(name)
-        return objective(
-            name, features=known.features, reference=known.reference, reference_features=known.reference_features,
-            feature_name=known.name,
-        )  # fmt: skip
 
     def _learner(self) -> tuple[Learner, int]:
         """The pairs and the judge, and the calls that are left to descents."""
@@ -135,47 +123,6 @@ class Lessons:
         )  # fmt: skip
         return learner, calls - (len(pairs) + len(held)) * teacher.cost
 
-    def _starts(
-        self, recipe: Recipe, standing: list[Candidate]
-    ) -> tuple[list[tuple[str, str, Start]], ArgumentError | None]:
-        """Origin, solver and start of the first of the standing that the space can hold."""
-        found: list[tuple[str, str, Start]] = []
-        refused: ArgumentError | None = None
-        for candidate in standing:
-            for solver, make in self._schedules(recipe, candidate):
-                try:
-                    start = Start.of(make(), self.ground.model.noise, low=self.ground.window.low)
-                    nfe = SPACES[recipe.space](start).tableau().nfe
-                except ArgumentError as error:
-                    refused = error
-                    continue
-                if nfe == self.nfe:
-                    found.append((candidate.origin, solver, start))
-                    break
-            if len(found) == STARTS:
-                break
-        return found, refused
-
-    def _schedules(self, recipe: Recipe, candidate: Candidate) -> list[tuple[str, Callable[[], SolverSchedule]]]:
-        """The candidate's own decisions, and then the solver that the paper starts from on the same times."""
-        if recipe.name in PARALLEL:
-            return [(recipe.name, lambda: self._coarser(recipe, candidate))]
-        asked: list[tuple[str, Callable[[], SolverSchedule]]] = []
-        if candidate.schedule is not None:
-            schedule = candidate.schedule
-            asked.append((candidate.solver, lambda: schedule))
-        if recipe.solver:
-            asked.append((recipe.solver, lambda: solvers.get(recipe.solver)(candidate.times)))
-        return asked
-
-    def _coarser(self, recipe: Recipe, candidate: Candidate) -> SolverSchedule:
-        """EPD makes several calls a step: the candidate's kind of grid with fewer steps."""
-        window = self.ground.window
-        count = steps_of(self.nfe, PARALLEL[recipe.name], to_zero=window.to_zero)
-        if candidate.origin not in times.NAMES:
-            raise ArgumentError(f"{candidate.origin} has no grid of {count} steps")
-        return solvers.get("ddim")(times.NAMES[candidate.origin](window.noise, count, **window.ends))
-
     def _candidate(self, origin: str, solver: str, learned: Learned, stage: Stage) -> Candidate:
         stage.backward += learned.backward
         self.ground.notes.extend(f"{learned.method} from {origin}: {note}" for note in learned.notes)
@@ -188,3 +135,54 @@ class Lessons:
         level = to_ratios(self.ground.model.noise, table.times).log()
         text = f"{learned.method} from {origin}"
         return Candidate(None, table, solver, learned.method, text, level, about={"learned": learned.record()})
+
+
+def starts_of(
+    recipe: Recipe, standing: Iterable[Candidate], ground: Setting, nfe: int
+) -> tuple[list[tuple[str, str, Start]], ArgumentError | None]:
+    """Origin, solver and start of the first of the standing that the method's space can hold; why others cannot be."""
+    found: list[tuple[str, str, Start]] = []
+    refused: ArgumentError | None = None
+    for candidate in standing:
+        try:
+            for solver, schedule in _schedules(recipe, candidate, ground, nfe):
+                start = Start.of(schedule, ground.model.noise, low=ground.window.low)
+                try:
+                    made = SPACES[recipe.space](start).tableau().nfe
+                except ArgumentError as error:
+                    refused = error
+                    continue
+                if made == nfe:
+                    found.append((candidate.origin, solver, start))
+                    break
+        except ArgumentError as error:
+            refused = error
+        if len(found) == STARTS:
+            break
+    return found, refused
+
+
+def require_start(ground: Setting, nfe: int, sources: Sequence[Source]) -> None:
+    """Refuse, before any work, a method that cannot begin at these solvers with so many network calls.
+
+    Errors: `ArgumentError`.
+    """
+    window = ground.window
+    tried = [s.candidate(times.logsnr(window.noise, s.steps, **window.ends), HAND, "logsnr") for s in sources]
+    found, refused = starts_of(RECIPES[ground.method], [c for c in tried if c is not None], ground, nfe)
+    if not found:
+        raise refused or ArgumentError(f"method {ground.method} cannot make exactly {nfe} network calls: give another")
+
+
+def _schedules(recipe: Recipe, candidate: Candidate, ground: Setting, nfe: int) -> Iterator[tuple[str, SolverSchedule]]:
+    """The candidate's own decisions, and then the solver that the paper starts from on the same times."""
+    if recipe.name in PARALLEL:  # several calls a step: the candidate's kind of grid with fewer steps
+        count = steps_of(nfe, PARALLEL[recipe.name], to_zero=ground.window.to_zero)
+        if candidate.origin in times.NAMES:
+            grid = times.NAMES[candidate.origin](ground.window.noise, count, **ground.window.ends)
+            yield recipe.name, solvers.get("ddim")(grid)
+        return
+    if candidate.schedule is not None:
+        yield candidate.solver, candidate.schedule
+    if recipe.solver:
+        yield recipe.solver, solvers.get(recipe.solver)(candidate.times)

@@ -18,6 +18,7 @@ from fewstep.judging import Objective
 from fewstep.progress import Report
 from fewstep.randomness import CalibrationSeeds, ReportSeeds, Seeds, SelectionSeeds
 from fewstep.search.cache import Cache, Probe, first_rows, rows
+from fewstep.search.gradient.losses import objective
 from fewstep.search.gradient.objectives import Objective as LearningObjective
 from fewstep.search.gradient.recipes import RECIPES
 from fewstep.search.klub import Gram
@@ -115,6 +116,29 @@ class Setting:
         """Whether the method learns by gradient."""
         return self.method in RECIPES
 
+    @cached_property
+    def lowered(self) -> LearningObjective | None:
+        """What a method that learns by gradient lowers; None for the others.
+
+        Errors: `ArgumentError` for a loss that is not known, needs a judge that is not there, or is given in vain.
+        """
+        if not self.learned:
+            if self.loss != "auto":
+                raise ArgumentError(
+                    f"loss={self.loss!r} is for methods that learn by gradient, and method {self.method} does not: "
+                    f"leave it out, or choose one of {', '.join(RECIPES)}"
+                )
+            return None
+        if not isinstance(self.loss, str):
+            return self.loss
+        name, known = RECIPES[self.method].loss if self.loss == "auto" else self.loss, self.known
+        if known is None:
+            return objective(name)
+        return objective(
+            name, features=known.features, reference=known.reference, reference_features=known.reference_features,
+            feature_name=known.name,
+        )  # fmt: skip
+
     @property
     def unmade(self) -> bool:
         """Whether the teacher will have to make clean samples."""
@@ -134,6 +158,7 @@ class Setting:
 
         Errors: `ArgumentError`.
         """
+        assert (self.lowered is None) != self.learned
         if self.learned and not self.teacher_calls:
             raise ArgumentError(f"method {self.method} learns from a teacher, and teacher_calls=0 switches it off")
         if self.learned and self.model.channels != 1:

@@ -11,14 +11,14 @@ import torch
 import fewstep
 from fewstep.found import Found
 from fewstep.judging import report_judges, selection_judge
-from fewstep.learning import Lessons
+from fewstep.learning import Lessons, require_start
 from fewstep.progress import Event
 from fewstep.randomness import ReportSeeds, SelectionSeeds
 from fewstep.search.cache import digest
 from fewstep.search.compete import Competition
 from fewstep.search.ledger import Ledger, speed
 from fewstep.search.methods import HAND, Source
-from fewstep.search.objective import Judge
+from fewstep.search.objective import Judge, Scorer
 from fewstep.search.plan import LEARN, Plan, default_calls, plan
 from fewstep.search.select import Candidate
 from fewstep.setting import Setting
@@ -46,6 +46,8 @@ class Work:
     def run(self, minutes: float | None, max_calls: int | None) -> Found:
         """All stages."""
         ground = self.setting
+        if ground.learned:
+            require_start(ground, self.nfe, self.sources)
         p = self.plan = self._plan(minutes, max_calls)
         if ground.cache.folder is not None:
             with self.ledger.stage("probe", p.stages["probe"]):
@@ -60,9 +62,10 @@ class Work:
         if p.taught and ground.teacher is not None:
             with self.ledger.stage("teacher of the selection", p.stages["teacher of the selection"]):
                 ground.teacher([*race, *fresh], ground.progress)
+        scorer = ground.scorer([self.judge], race)
         competition = self.competition = Competition(
             self.sources,
-            ground.scorer([self.judge], race),
+            scorer,
             ground.scorer([self.judge], fresh),
             p,
             ground.method,
@@ -71,7 +74,7 @@ class Work:
         )
         competition.begin()
         if ground.learned:
-            competition.learn(self._lessons(p, race, fresh, minutes))
+            competition.learn(self._lessons(p, scorer, fresh, minutes))
         if ground.klub:
             if ground.gram is None:
                 ground.make_data(p.made, p.stages["data"], self.ledger)
@@ -84,12 +87,11 @@ class Work:
             found.save_all(self.out)
         return found
 
-    def _lessons(self, p: Plan, race: SelectionSeeds, fresh: SelectionSeeds, minutes: float | None) -> Lessons:
+    def _lessons(self, p: Plan, scorer: Scorer, fresh: SelectionSeeds, minutes: float | None) -> Lessons:
         assert self.judge is not None
-        ground, offset = self.setting, fresh.offset + len(fresh)
+        offset = fresh.offset + len(fresh)
         seconds = None if minutes is None else 60 * minutes * TIME_SHARE * LEARN
-        scorer = ground.scorer([self.judge], race)
-        return Lessons(ground, p, self.ledger, self.nfe, self.judge, scorer, offset, seconds)
+        return Lessons(self.setting, p, self.ledger, self.nfe, self.judge, scorer, offset, seconds)
 
     def stopped(self) -> str:
         """Save the best so far after an interrupt; says what was saved and how to go on."""

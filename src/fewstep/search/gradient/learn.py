@@ -111,7 +111,7 @@ class Learner:
         cost = self.teacher.denoiser.batch_cost * nfe
         batch = min(recipe.batch, len(self.calibration))
         passes = 1 + bool(self.checkpoint) + recipe.soft
-        looks = 4 * LOOKED
+        looks = 5 * LOOKED
         return max(0, min(recipe.iterations, (calls // cost - (CHECKS + 1) * self.judged - looks) // (batch * passes)))
 
     def __call__(
