@@ -30,6 +30,20 @@ if TYPE_CHECKING:
 
 
 Calls = Annotated[list[str], typer.Option(help="Network calls per sample of the sampler to find, one or more: 5,6,8.")]
+Method = Annotated[
+    str,
+    typer.Option(
+        help="dmn (no network calls), ays, auto (both, from every start); or learned by gradient: times, weights, "
+        "joint, ld3, s4s, s4s-alt, gs, bns, dyweight, neural-solver, dc, epd, epd-1."
+    ),
+]
+Loss = Annotated[
+    str,
+    typer.Option(
+        help="What a method that learns lowers: l2, l1, log-l2, pseudo-huber, features, along, frechet, kernel, or "
+        "auto (the method's own)."
+    ),
+]
 Solvers = Annotated[
     list[str] | None,
     typer.Option(help="Named solvers (`fewstep solvers`), or auto for several: they compete.", show_default="dpmpp_2m"),
@@ -56,13 +70,7 @@ Around = Annotated[
 def optimize(
     model: ModelName,
     nfe: Calls,
-    method: Annotated[
-        str,
-        typer.Option(
-            help="dmn (no network calls), ays, auto (both, from every start); or learned by gradient: times, weights, "
-            "joint, ld3, s4s, s4s-alt, gs, bns, dyweight, neural-solver, dc, epd, epd-1."
-        ),
-    ] = "auto",
+    method: Method = "auto",
     solver: Solvers = None,
     each: Annotated[bool, typer.Option("--each", help="A result for each solver, instead of one winner.")] = False,
     start: Start = None,
@@ -77,13 +85,7 @@ def optimize(
     objective: Annotated[
         str, typer.Option(help="What selects: frechet, teacher, or auto (frechet where features are known).")
     ] = "auto",
-    loss: Annotated[
-        str,
-        typer.Option(
-            help="What a method that learns lowers: l2, l1, log-l2, pseudo-huber, features, along, frechet, kernel, or "
-            "auto (the method's own)."
-        ),
-    ] = "auto",
+    loss: Loss = "auto",
     guidance: Guidance = 1.0,
     trust_pickle: TrustPickle = False,
     out: Annotated[Path | None, typer.Option(help="Folder for the results.", show_default="runs/MODEL-NFE")] = None,

@@ -21,6 +21,7 @@ from fewstep.search.gradient.recipes import OPTIMISERS, Phase, Recipe
 from fewstep.search.gradient.slope import Slope
 from fewstep.search.gradient.soft import Soft
 from fewstep.search.gradient.space import Space
+from fewstep.search.gradient.state import Progress, finite, optimiser_state
 from fewstep.tableau import Tableau
 
 CHECKS = 12
@@ -32,22 +33,6 @@ GIVEN_UP = 6
 """Failures in a row after which the descent ends with what it has."""
 TIMED = 3
 """Updates by which the time of the others is estimated."""
-
-
-@dataclass
-class Progress:
-    """Where a descent is; everything that must survive a kill, besides tensors."""
-
-    iteration: int = 0
-    total: int = 0
-    best: float = math.inf
-    at: int = 0
-    waiting: int = 0
-    slower: float = 1.0
-    failed: int = 0
-    seconds: float = 0.0
-    history: list[tuple[int, float, float]] = field(default_factory=list[tuple[int, float, float]])
-    notes: list[str] = field(default_factory=list[str])
 
 
 @dataclass
@@ -279,24 +264,9 @@ class Fit:
         self.average, self.kept, self.before = parts["average"], parts["kept"], parts["before"]
         self.pairs.moved = tensors["moved"]
         for group, optimiser in self.optimisers.items():
-            optimiser.load_state_dict(_state(tensors, "undo", group, optimiser))
+            optimiser.load_state_dict(optimiser_state(tensors, "undo", group, optimiser))
             self.states[group] = copy.deepcopy(optimiser.state_dict())
-            optimiser.load_state_dict(_state(tensors, "optimiser", group, optimiser))
+            optimiser.load_state_dict(optimiser_state(tensors, "optimiser", group, optimiser))
         record["best"] = math.inf if record["best"] is None else record["best"]
         record["history"] = [(int(i), *(math.nan if v is None else v for v in row)) for i, *row in record["history"]]
         self.now = Progress(**record)
-
-
-def _state(tensors: dict[str, Tensor], part: str, group: str, optimiser: torch.optim.Optimizer) -> dict[str, Any]:
-    """What an optimiser takes, from the tensors of a file."""
-    whole = {**optimiser.state_dict(), "state": dict[int, dict[str, Tensor]]()}
-    for key, value in tensors.items():
-        if key.startswith(f"{part}.{group}."):
-            _, _, place, name = key.split(".", 3)
-            whole["state"].setdefault(int(place), {})[name] = value
-    return whole
-
-
-def finite(value: float) -> float | None:
-    """The value, or None if it is none: JSON knows no infinity."""
-    return value if math.isfinite(value) else None

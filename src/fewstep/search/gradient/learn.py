@@ -14,12 +14,13 @@ from fewstep.errors import ArgumentError
 from fewstep.progress import Report, silent
 from fewstep.sampling import sample
 from fewstep.search.cache import Cache, digest
-from fewstep.search.gradient.fit import CHECKS, Fit, finite
+from fewstep.search.gradient.fit import CHECKS, Fit
 from fewstep.search.gradient.objectives import Along, Objective
 from fewstep.search.gradient.pairs import Pairs
 from fewstep.search.gradient.recipes import RECIPES, Recipe
 from fewstep.search.gradient.slope import Slope
 from fewstep.search.gradient.space import SPACES, Start
+from fewstep.search.gradient.state import finite
 from fewstep.tableau import Tableau
 
 if TYPE_CHECKING:
