@@ -1,16 +1,17 @@
-"""Align Your Steps on the digit network: `python -m benchmarks.ays teachers|table|targets|guided|judges|data|report`.
+"""Align Your Steps on the digit network: `python -m benchmarks.ays teachers|table|targets|optimise|guided|data|report`.
 
     teachers   10,000 samples of two 50-call teachers (ODE, SDE): the sets that few-step samples are compared with
     table      the paper's Tables 5 and 6: seven solvers x {best hand-crafted, AYS} x 5, 10, 20, 30 steps
     targets    DPM-Solver++(2M) at 5, 6, 8, 10: AYS beside EDM, LogSNR, time-uniform and tangent times at their default
                parameters, and EDM's for other rho
-    judges     what stops the descent: each judge's choice, and what the other judges say of it
+    optimise   what `fewstep optimize --method ays` finds at these, with its default judges and budget
     guided     guidance 1, 3, 5, 7, each against its own teacher's samples
     data       the KLUB from real data and from the teacher's samples
     report     writes docs/ays-results.md
 
 Every score is on disk (benchmarks/results/ays) before the next one begins; the same command goes on where it was
-stopped. The network's U-Net computes in bfloat16, compiled. `--part K/M` takes every M-th solver (or guidance) only,
+stopped. The network is compiled, and in bfloat16 where the processor has it. The judges that may stop the descent
+are compared by `benchmarks.ays_judges`. `--part K/M` takes every M-th solver (or guidance) only,
 for several processes.
 """
 
@@ -19,7 +20,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
@@ -31,24 +32,23 @@ from torch import Tensor
 
 from benchmarks import ays_page as page
 from benchmarks.network import draw
-from benchmarks.quality_cells import in_bfloat16
+from benchmarks.quality_cells import quick
 from fewstep import models, solvers, times
 from fewstep.compare import Results
 from fewstep.denoiser import Denoiser
 from fewstep.files import atomic_write_text
 from fewstep.inputs import Data, known_data
 from fewstep.metrics import Statistics, frechet_with_error
+from fewstep.noise import as_float64
+from fewstep.optimizing import optimize
 from fewstep.progress import shown
-from fewstep.randomness import CalibrationSeeds, ReportSeeds, SelectionSeeds
+from fewstep.randomness import CalibrationSeeds
 from fewstep.reproduce.ays_table import KINDS, AysTable
 from fewstep.reproduce.choosing import SOLVERS, Settings
 from fewstep.sampling import sample
 from fewstep.search.ays import to_ratios
-from fewstep.search.cache import Cache
-from fewstep.search.objective import FrechetJudge, Judge, PairedJudge, Scorer, SlicedJudge
 from fewstep.search.relatives import RELATIVES
 from fewstep.search.shortest import shortest
-from fewstep.search.teacher import Teacher, reference_schedule
 
 RESULTS = Path(__file__).parent / "results" / "ays"
 RUNS = Path("runs")
@@ -65,10 +65,14 @@ BESIDE = {*(name.replace("_", " ") for name in RELATIVES), "least KLUB of all"}
 """Shown beside, on one set of seeds only."""
 
 
+device = "cpu"
+"""Where the network runs; `--device` sets it."""
+
+
 @cache
 def network(guidance: float = 1.0) -> Denoiser:
-    """The digit network in bfloat16."""
-    return in_bfloat16(models.load("mnist", guidance=guidance))
+    """The digit network, as fast as the machine computes it."""
+    return quick(models.load("mnist", guidance=guidance, device=device))
 
 
 def digits_judge() -> models.Judge:
@@ -163,6 +167,36 @@ def target_grids(work: AysTable, solver: str, nfe: int) -> Iterator[tuple[str, C
     yield "least KLUB of all", partial(shortest, gram, noise, nfe)
     yield "best hand-crafted", lambda: work.chooser.chosen(solver, nfe, "hand").times
     yield "AYS", lambda: work.chooser.chosen(solver, nfe, "ays").times
+    if (found := optimised().get(str(nfe))) is not None:
+        yield OPTIMISED, lambda: as_float64(found["times"])
+
+
+OPTIMISED = "fewstep optimize"
+
+
+def optimised() -> Results:
+    """What `fewstep optimize --method ays` found, by number of steps."""
+    return Results(RESULTS / "optimised.jsonl")
+
+
+def optimise(arguments: argparse.Namespace) -> None:
+    """What a user gets: `fewstep optimize --method ays` with its default judges and budget, scored like the others."""
+    work, kept = table_of(arguments), optimised()
+    for nfe in part(arguments.nfe if arguments.nfe != Settings().nfes else TARGET_NFES, arguments):
+        if kept.get(str(nfe)) is None:
+            with shown(quiet=True) as report:
+                found = optimize(
+                    network(), nfe, "ays", judge=digits_judge(), out=RUNS / f"ays-optimised-{nfe}", progress=report
+                )
+            assert found.tableau.schedule is not None
+            record = {
+                "times": found.tableau.schedule.times.tolist(), "origin": found.origin, "start": found.start_origin,
+                "calls": found.calls, "selection": found.selection, "report": found.report,
+            }  # fmt: skip
+            kept.add(str(nfe), record)
+        for k in range(arguments.seed_sets):
+            grid = as_float64((kept.get(str(nfe)) or {})["times"])
+            told(f"{nfe} {OPTIMISED}, set {k}:", work.scored("dpmpp_2m", grid, OPTIMISED, k))
 
 
 def targets(arguments: argparse.Namespace) -> None:
@@ -214,57 +248,6 @@ def guided(arguments: argparse.Namespace) -> None:
         for k in range(arguments.seed_sets):
             for nfe, kind in itertools.product(work.settings.nfes, ("hand", "ays")):
                 told(f"guidance {weight:g}, {nfe} {kind}, set {k}:", work.score("dpmpp_2m", nfe, kind, k))
-
-
-# ------------------------------------------------------------------------------------------------------------- judges
-JUDGED = (("ddim", 5), ("dpmpp_2m", 5), ("ddim", 10), ("dpmpp_2m", 10))
-JUDGING_IMAGES, PAIRED_IMAGES, SLICED_IMAGES = 384, 256, 2000
-PAIRED = "paired L2 to the teacher"
-JUDGES = ("FD to the data", "FD to the teacher's set", "sliced Wasserstein to the teacher's set, pixels", PAIRED)
-
-
-def judging(work: AysTable, seeds: Sequence[int], names: Sequence[str]) -> Scorer:
-    """Scores of samples by all judges of these names."""
-    model = work.model
-    reference = reference_schedule(model.noise).tabulate(model.noise)
-    taught = Teacher(model, reference, condition=work.chooser.condition, cache=CACHE, batch_size=250)
-    images = teacher_drawn("ODE teacher")["images"][:SLICED_IMAGES].float() / 127.5 - 1
-    known: dict[str, Callable[[], Judge]] = {
-        JUDGES[0]: lambda: FrechetJudge(work.judge.features, work.judge.reference),
-        JUDGES[1]: lambda: FrechetJudge(work.judge.features, teacher_statistics("ODE teacher")),
-        JUDGES[2]: lambda: SlicedJudge(images, JUDGES[2]),
-        PAIRED: lambda: PairedJudge(taught, seeds),
-    }
-    made = [known[name]() for name in names]
-    return Scorer(model, made, seeds, condition=work.chooser.condition, cache=Cache(CACHE), batch_size=250)
-
-
-def candidates(work: AysTable, solver: str, nfe: int) -> dict[str, Tensor]:
-    """Every hand-crafted grid, and some snapshots of the ways down from them."""
-    found = work.chooser.hand_crafted(solver, nfe)
-    return found | {name: snapshot.times for name, snapshot in work.chooser.snapshots(solver, nfe).items()}
-
-
-def judges(arguments: argparse.Namespace) -> None:
-    """What each judge chooses, and what the choice scores by all of them on fresh seeds."""
-    work, kept = table_of(arguments), Results(RESULTS / "judges.jsonl")
-    seeds = SelectionSeeds(JUDGING_IMAGES)
-    fresh = ReportSeeds(PAIRED_IMAGES, OFFSET)
-    for solver, nfe in part(JUDGED, arguments):
-        grids = candidates(work, solver, nfe)
-        scorer = judging(work, seeds, JUDGES)
-        tables = {name: work.chooser.tableau(solver, grid) for name, grid in grids.items()}
-        rows = {name: scorer.rows(tableau, JUDGING_IMAGES) for name, tableau in tables.items()}
-        for k, judge in enumerate(JUDGES):
-            scores = {name: scorer.judges[k].score(row[k]) for name, row in rows.items()}
-            best = min(scores, key=lambda name: scores[name])
-            key = f"{solver}, {nfe}, {judge}"
-            if kept.get(key) is None:
-                found = [work.scored(solver, grids[best], best, j) for j in range(arguments.seed_sets)]
-                paired = judging(work, fresh, (PAIRED,)).score(tables[best], PAIRED_IMAGES)
-                mean = {name: statistics.mean(f[name] for f in found) for name in found[0]}
-                kept.add(key, {"times": best, "selection": scores[best], "paired": paired, **mean})
-            told(key, kept.get(key) or {})
 
 
 # --------------------------------------------------------------------------------------------------------------- data
@@ -328,7 +311,7 @@ def report(arguments: argparse.Namespace) -> None:
             page.targets_text(wide, TARGET_NFES, lambda nfe: grids[nfe], found, teacher),
             page.solvers_text(work),
             page.choices_text(work),
-            page.judges_text(Results(RESULTS / "judges.jsonl"), JUDGED, JUDGES),
+            page.judging_text(RESULTS / "judging.json"),
             page.guided_text({w: guided_table(arguments, w) for w in GUIDANCE if guided_path(w).exists()}),
             page.data_text(work, made_table(arguments), Results(RESULTS / "made" / "gap.jsonl").get("klub")),
         ]
@@ -342,9 +325,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.ays", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    phases = {f.__name__: f for f in (teachers, table, targets, judges, guided, data, report)}
+    phases = {f.__name__: f for f in (teachers, table, targets, optimise, guided, data, report)}
     parser.add_argument("phase", choices=list(phases))
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu", help="of the network, as cuda; scores begun elsewhere go on there")
     parser.add_argument("--images", type=int, default=2000, help="of each seed set")
     parser.add_argument("--seed-sets", type=int, default=3)
     parser.add_argument("--nfe", type=int, nargs="+", default=Settings().nfes, help="columns of the table")
@@ -354,6 +338,8 @@ def main() -> None:
     parser.add_argument("--docs", type=Path, default=Path("docs"))
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    global device
+    device = arguments.device
     phases[arguments.phase](arguments)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -31,6 +32,9 @@ follow.
 {teachers}
 """
 
+
+JUDGED = ""
+"""What follows from the table."""
 
 LINES = (
     ("paper", "#c9a36a", "the paper's baseline"),
@@ -172,23 +176,34 @@ def targets_text(work: AysTable, nfes: Sequence[int], grids: Callable[[int], Ite
     return "\n".join(parts)
 
 
-def judges_text(kept: Results, judged: Sequence[tuple[str, int]], names: Sequence[str]) -> str:
-    """Where the judges disagree."""
+def judging_text(path: Path) -> str:
+    """Which judge should choose."""
+    if not path.exists():
+        return ""
+    found: dict[str, Any] = json.loads(path.read_text())
+    first = next(iter(found.values()))
+    labels = list(first["best there was"])
     parts = [
-        "## Where the judges disagree\n",
-        "The same candidates (all hand-crafted grids and snapshots of the ways down from all of them), 384 selection images, four "
-        "judges: what each chooses, and what the choice scores on fresh seeds by the others. Fréchet distances are means over "
-        "the sets, the paired L2 is of 256 samples.\n",
+        "## Which judge should stop the descent\n",
+        f"A judge is worth what its choice scores. {first['images']:,} samples of each of {first['candidates']} candidates (all hand-crafted grids, rescaled entropic times, and sweeps 1, 2 and 4 of the ways down from eight of them; DPM-Solver++(2M); the same seeds for all) were drawn once. Then, {first['draws']} times: each judge sees a few random images of every candidate and chooses one, and the choice is scored on all the other images. The table shows how far the choices are above the best candidate that there was: the mean over the draws of each score, divided by the mean of the best, less 1, averaged over 5, 6 and 10 steps (`python -m benchmarks.ays_judges draw` and `study`).\n",
     ]
-    rows = []
-    for solver, nfe in judged:
-        for name in names:
-            f = kept.get(f"{solver}, {nfe}, {name}")
-            if f is not None:
-                rows.append([f"{solver}, {nfe}", name, f["times"], f"{f['fd']:.3f}", f"{f[ODE]:.3f}",
-                             f"{f[SDE]:.3f}", f"{f['paired']:.4f}"])  # fmt: skip
-    head = ["solver, steps", "judge", "chooses", "FD", "FD to ODE set", "FD to SDE set", "paired L2"]
-    return "\n".join([*parts, grid(head, rows)])
+    counts = sorted({int(key.split(", ")[1]) for key in found})
+    for count in counts:
+        cells = [cell for key, cell in found.items() if int(key.split(", ")[1]) == count]
+        rows = []
+        for judge in first["judges"]:
+            excess = [
+                statistics.mean(cell["judges"][judge][label] / cell["best there was"][label] for cell in cells) - 1
+                for label in labels
+            ]
+            rows.append((judge, excess))
+        best = [min(excess[k] for _, excess in rows) for k in range(len(labels))]
+        lines = [
+            [judge, *(f"**{e:+.0%}**" if e == best[k] else f"{e:+.0%}" for k, e in enumerate(excess))]
+            for judge, excess in rows
+        ]
+        parts += [f"Choosing on {count} images:\n", grid(["judge", *labels], lines)]
+    return "\n".join([*parts, JUDGED])
 
 
 def guided_text(works: dict[float, AysTable]) -> str:

@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from benchmarks.quality_cells import in_bfloat16
+from benchmarks.quality_cells import quick
 from fewstep import models, networks, solvers, times
 from fewstep.denoiser import Denoiser
 from fewstep.files import atomic_write_bytes, atomic_write_text
@@ -167,7 +167,7 @@ def main() -> None:
     weights = args.weights or shipped("mnist.safetensors")
     model = load_denoiser(weights)
     tableau = solvers.NAMES[args.solver](times.karras(model.noise, args.steps)).tabulate(model.noise)
-    drawer = in_bfloat16(load_denoiser(weights)) if args.bfloat16 else model
+    drawer = quick(load_denoiser(weights)) if args.bfloat16 else model
     drawn = draw(drawer, tableau, args.samples, args.out)
     quality = judge(drawn)
     timed = (

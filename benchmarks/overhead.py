@@ -4,7 +4,8 @@ One thread, network excluded (a free denoiser returns a tensor that lies there),
 within one run, so that whatever else the machine does hits all of them. Prints minimum and median per step of all in
 turn (each finds the caches cold, full of what the others did), the ratios of pairs that took turns alone, the time to
 tabulate a ten-step schedule of every named solver, the time of `fewstep --help`, and how many tensors of state size a
-200-step teacher holds.
+200-step teacher holds. `--scheduler` measures FewStepScheduler in a pipeline's place alone: its `step` and
+`scale_model_input` against those of diffusers' schedulers, and how many tensor operations a step makes.
 """
 
 from __future__ import annotations
@@ -111,11 +112,26 @@ def theirs(name: str, shape: tuple[int, ...], prediction: str = "sample", **opti
         num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear",
         prediction_type=prediction, **options,
     )  # fmt: skip
+    return _as_pipeline(scheduler, shape)
+
+
+def scheduled(tableau: Tableau, shape: tuple[int, ...]) -> tuple[Any, Run, Run]:
+    """FewStepScheduler where `theirs` has a scheduler of diffusers: the network gives epsilon, which it converts."""
+    from fewstep.diffusers import FewStepScheduler
+
+    config = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "prediction_type": "epsilon"}
+    scheduler = FewStepScheduler.from_config(config, tableau=tableau)
+    return scheduler, *_as_pipeline(scheduler, shape)
+
+
+def _as_pipeline(scheduler: Any, shape: tuple[int, ...]) -> tuple[Run, Run]:
+    """The calls that a pipeline makes in its loop, and those before it, untimed."""
     start, output = torch.randn(shape), answers(shape)
 
     def prepare() -> None:
         scheduler.set_timesteps(STEPS)
-        scheduler.set_begin_index(0)
+        if hasattr(scheduler, "set_begin_index"):  # DDIM has none
+            scheduler.set_begin_index(0)
 
     def run() -> None:
         x = start
@@ -298,10 +314,45 @@ def pairs(shape: tuple[int, ...], repeats: int, *, small: bool) -> list[Target]:
     return found
 
 
+SCHEDULERS = (
+    ("dpmpp_2m", {}, "DPMSolverMultistepScheduler", {}, 1 / 9),
+    ("dpmpp_2m", {}, "UniPCMultistepScheduler", {}, 1 / 20),
+    ("unipc", {"order": 2}, "UniPCMultistepScheduler", {}, None),
+    ("ddim", {}, "DDIMScheduler", {"clip_sample": False}, None),
+)
+"""FewStepScheduler's table, diffusers' scheduler, and the most that a step may cost of theirs on a small state."""
+
+
+def schedulers(repeats: int) -> list[Target]:
+    """A step in a pipeline, ours over theirs, in alternation: ratios of the least and of the median times."""
+    found: list[Target] = []
+    print(f"\n{'one step in a pipeline, 1x4x64x64 float32':60} {'min us':>9} {'med us':>9} {'tensor operations':>18}")
+    for solver, options, host, host_options, limit in SCHEDULERS:
+        _, run, prepare = scheduled(table_of(solver, **options), SMALL)
+        contestants = {"ours": (run, prepare), "theirs": theirs(host, SMALL, "epsilon", **host_options)}
+        got = in_turns(contestants, repeats)
+        for name, label in (("ours", f"FewStepScheduler, {solver} {options or ''}"), ("theirs", host)):
+            print(f"{label:60} {got[name]} {operations(*contestants[name]):18.1f}")
+        for which in ("least", "median"):
+            ratio = getattr(got["ours"], which) / getattr(got["theirs"], which)
+            found.append(Target(f"FewStepScheduler {solver} {options or ''} / {host}, {which}", ratio, limit))
+    return found
+
+
+def operations(run: Run, prepare: Run) -> float:
+    """Tensor operations (calls of ATen from Python, as torch.profiler counts them) per step."""
+    prepare()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        run()
+    events = [e for e in profile.events() if e.name.startswith("aten::") and e.cpu_parent is None]
+    return (len(events) - 1) / STEPS  # one unbinds the timesteps
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.overhead", description=__doc__)
     parser.add_argument("--repeats", type=int, default=60, help="runs of each contestant")
+    parser.add_argument("--scheduler", action="store_true", help="FewStepScheduler against diffusers' alone")
     parser.add_argument("--json", type=Path, help="also write the figures there")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -312,8 +363,14 @@ def main() -> None:
     except ImportError:
         hosts, host = False, "diffusers is not installed: ours alone"
     print(f"torch {torch.__version__}, {host}, one thread, {arguments.repeats} repeats")
+    if arguments.scheduler:
+        with torch.no_grad():
+            for target in schedulers(arguments.repeats):
+                print(target)
+        return
     with torch.no_grad():
         found, targets = measure(arguments.repeats, hosts=hosts)
+        targets += schedulers(arguments.repeats) if hosts else []
         tabulated = tabulation(max(5, arguments.repeats // 5))
     slowest = dict(sorted(tabulated.items(), key=lambda item: -item[1].median)[:8])
     show(f"tabulate {STEPS} steps: the slowest of {len(tabulated)}", slowest, "us")

@@ -74,7 +74,7 @@ def network(arguments: argparse.Namespace | None = None) -> tuple[Denoiser, Judg
     judge = models.judge(MODEL)
     assert judge is not None
     model = models.load(MODEL)
-    return (cells.in_bfloat16(model) if arguments is not None and arguments.bfloat16 else model), judge
+    return (cells.quick(model) if arguments is not None and arguments.bfloat16 else model), judge
 
 
 def screen_cells(model: Denoiser) -> list[Cell]:

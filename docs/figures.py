@@ -18,7 +18,7 @@ from fewstep.search.ays import descend
 
 OUT = Path(__file__).parent / "assets" / "tables"
 HELP = OUT.parent / "cli"
-COMMANDS = ("optimize", "sample", "compare", "show", "export", "reproduce", "models", "solvers", "times")
+COMMANDS = ("optimize", "sample", "compare", "show", "export", "doctor", "reproduce", "models", "solvers", "times")
 NOISE = EDM()
 CALLS = 6
 

@@ -429,7 +429,11 @@ def learner(net: Denoiser | None = None, **changes: Any) -> Learner:
     return Learner(teacher, CalibrationSeeds(32), SelectionSeeds(16, 100), judge, **changes)
 
 
-@pytest.mark.parametrize("method", RECIPES)
+QUICK = ("ld3", "dyweight", "neural-solver", "dc")
+"""Descents of every kind: soft and in phases, one rate, Lion along the path, one number at a time."""
+
+
+@pytest.mark.parametrize("method", [m if m in QUICK else pytest.param(m, marks=pytest.mark.slow) for m in RECIPES])
 def test_every_method_learns(method: str) -> None:
     """No worse by the judge, better on the pairs; what a method needs it says."""
     begun = start(method, steps=3)
@@ -518,6 +522,7 @@ def test_a_network_that_fails_is_no_matter_of_rates() -> None:
         school(start("times"), SMALL, objective("l2"), iterations=5)
 
 
+@pytest.mark.slow
 def test_overfitting_is_said() -> None:
     """Four pairs and many numbers."""
     school = learner()

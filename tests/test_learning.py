@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,16 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from fewstep import problems, sample
+from fewstep import problems, sample, solvers, times
 from fewstep.denoiser import Denoiser
 from fewstep.errors import ArgumentError
 from fewstep.found import Found
+from fewstep.learning import lowered_by
+from fewstep.metrics import Statistics
+from fewstep.models import Judge
 from fewstep.noise import EDM
 from fewstep.optimizing import optimize
+from fewstep.randomness import unit_noise
 from fewstep.search.gradient.recipes import RECIPES
 from fewstep.search.plan import default_calls, plan
 from fewstep.tableau import Tableau
@@ -39,7 +44,7 @@ def stage(found: Found, name: str) -> dict[str, Any]:
     return next(s for s in found.stages if s["stage"] == name)
 
 
-@pytest.mark.parametrize("method", ["times", "dyweight"])
+@pytest.mark.parametrize("method", [pytest.param("times", marks=pytest.mark.slow), "dyweight"])
 def test_optimize_learns(method: str, tmp_path: Path) -> None:
     found = optimize(mixture(), 3, method, out=tmp_path, **SMALL)
     assert found.selection["after"] <= found.selection["before"] and found.tableau.nfe == 3
@@ -60,6 +65,7 @@ def test_optimize_learns(method: str, tmp_path: Path) -> None:
     assert stage(again, "learning")["calls"] < told["calls"] / 3  # what is looked at again is not kept
 
 
+@pytest.mark.slow
 def test_a_learned_sampler_runs_like_any_other(tmp_path: Path) -> None:
     net = mixture()
     found = optimize(net, 3, "weights", loss="l2", **SMALL)
@@ -125,3 +131,42 @@ def test_every_method_is_told_by_help() -> None:
 
     text = str(get_type_hints(command, include_extras=True)["method"].__metadata__[0].help)
     assert all(name in text for name in RECIPES)
+
+
+def seen(images: torch.Tensor) -> torch.Tensor:
+    return torch.cat([images, images.square()], 1)
+
+
+def judged(features: Any = seen) -> Judge:
+    exact = (torch.arange(400).reshape(-1, 1) // torch.tensor([1, 2]) % 2 * 2 - 1) + 0.1 * unit_noise(range(400), (2,))
+    return Judge("moments", features, Statistics.of(seen(exact.double())), seen(exact.double()))
+
+
+def test_the_race_is_matched_and_the_data_decide_the_finals() -> None:
+    options = SMALL | {"objective": "auto", "judge": judged(), "max_calls": 30_000}
+    found = optimize(mixture(), 3, "times", **options)
+    assert "teacher's end points" in found.selection["race"] and found.selection["judge"].startswith("Fréchet")
+    assert found.selection["after"] <= found.selection["before"] and found.calls <= 30_000
+    assert stage(found, "learning")["backward"] > 0 and not any("scores the teacher" in note for note in found.notes)
+
+
+def test_a_given_table_takes_part_in_learning() -> None:
+    net = mixture()
+    given = replace(solvers.dpmpp_2m(times.logsnr(NOISE, 3)).tabulate(NOISE), schedule=None, name="mine")
+    found = optimize(net, 3, "weights", given=given, **SMALL)
+    mine = next(c for c in found.candidates if c["method"] == "given" and c["solver"] == "mine (given)")
+    same = next(c for c in found.candidates if c["origin"] == "times of mine")  # by dpmpp_2m, as the table is
+    first = min(mine["scores"], key=int)
+    assert mine["times"] == given.times.tolist() and mine["scores"][first] == pytest.approx(same["scores"][first])
+    assert found.selection["after"] <= mine["fresh"]["score"]
+
+
+def test_features_without_a_gradient_are_not_followed() -> None:
+    blind = judged(torch.no_grad()(seen))
+    net = mixture()
+    for loss in ("features", "frechet"):
+        with pytest.raises(ArgumentError, match="moments have none"):
+            optimize(net, 3, "times", loss=loss, judge=blind, **SMALL)
+    assert net.evaluations == 0
+    lowered = lowered_by("times", "auto", net, blind), lowered_by("times", "auto", net, judged())
+    assert [one.name for one in lowered if one is not None] == ["l2", "L2 in moments"]

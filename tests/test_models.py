@@ -86,7 +86,7 @@ def test_python_factory_in_the_working_folder(tmp_path: Path, monkeypatch: pytes
         ("mnist:", "is no model"),
         ("mnist:small", "is no model"),
         ("problem:nothing", "give one of .*gaussian"),
-        ("diffusers:runwayml/x", "later release; until then give mnist"),
+        ("diffusers:./absent", "no model_index.json"),
         ("edm:net.pkl", "no file net.pkl"),
         ("edm:", "is no model"),
         ("edm:net.pkl?guidance=2", "guidance=2: EDM's networks"),

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from fewstep.denoiser import Denoiser
 from fewstep.errors import ArgumentError, DenoiserError, FileFormatError, SeedsError
 from fewstep.found import Found
 from fewstep.guidance import guided
-from fewstep.metrics import Statistics
+from fewstep.metrics import Statistics, frechet, sliced_wasserstein
 from fewstep.noise import EDM, Flow
 from fewstep.optimizing import optimize
 from fewstep.progress import Event
@@ -24,11 +25,11 @@ from fewstep.randomness import CalibrationSeeds, ReportSeeds, SelectionSeeds
 from fewstep.rules import SolverSchedule
 from fewstep.search import methods
 from fewstep.search.cache import Cache
-from fewstep.search.objective import FrechetJudge, ImageJudge, PairedJudge, Scorer, SlicedJudge
+from fewstep.search.objective import FrechetJudge, ImageJudge, MatchedJudge, PairedJudge, Scorer, SlicedJudge
 from fewstep.search.plan import default_calls, plan
 from fewstep.search.select import Candidate, Race
 from fewstep.search.surrogate import Process, propose
-from fewstep.search.teacher import Teacher, no_condition
+from fewstep.search.teacher import Teacher, no_condition, reference_schedule
 from fewstep.tableau import Tableau
 
 NOISE = EDM()
@@ -75,12 +76,18 @@ def _one_dmn() -> Iterator[None]:
 
 # ------------------------------------------------------------------------------------------------------------ the plan
 CASES = list(
-    product(["auto", "ays", "dmn"], [3, 6, 10], [15_000, 40_000, 78_000, 1_000_000], [False, True], [False, True])
+    product(
+        ["auto", "ays", "dmn", "gits", "oss", "local_error"],
+        [3, 6, 10],
+        [15_000, 40_000, 78_000, 1_000_000],
+        [False, True],
+        [0, 1, 2],
+    )
 )
 
 
 @pytest.mark.parametrize("method, nfe, calls, made, taught", CASES)
-def test_a_plan_never_exceeds_its_budget(method: str, nfe: int, calls: int, made: bool, taught: bool) -> None:
+def test_a_plan_never_exceeds_its_budget(method: str, nfe: int, calls: int, made: bool, taught: int) -> None:
     try:
         p = plan(calls, nfe=nfe, method=method, made=made, taught=taught, solvers=2)
     except ArgumentError as error:
@@ -88,9 +95,11 @@ def test_a_plan_never_exceeds_its_budget(method: str, nfe: int, calls: int, made
         return
     assert p.total <= calls and p.total == sum(p.stages.values())
     assert p.rooms[0] >= p.rooms[1] >= p.rooms[2] >= 2 and p.counts[0] < p.counts[1] < p.counts[2]
-    assert (p.levels > 0) == (method != "dmn") and p.report >= 48 and p.paired <= p.report
+    assert (p.levels > 0) == (method in ("auto", "ays")) and p.report >= 48 and p.paired <= p.report
+    assert (p.trajectories >= 8) == (method in ("gits", "oss", "local_error"))
+    assert (p.stepped >= 2) == (method == "oss") and p.stepped <= p.trajectories
     if calls == 1_000_000:  # a large budget is used, as far as more images mean anything
-        assert p.total > 0.5 * calls or method == "dmn"
+        assert p.total > 0.5 * calls or method not in ("auto", "ays")
 
 
 def test_the_default_budgets_are_those_that_are_promised() -> None:
@@ -204,24 +213,26 @@ def found() -> Found:
 def test_found_is_better_and_says_by_how_much(found: Found) -> None:
     assert found.complete and found.tableau.nfe == found.start.nfe == 4
     assert found.selection["after"] < 0.8 * found.selection["before"]
-    before, after = (found.report[role]["RMS distance to the teacher"]["value"] for role in ("before", "after"))
+    chosen = found.selected_by
+    before, after = (found.report[role][chosen]["value"] for role in ("before", "after"))
     assert after < 0.9 * before
-    assert found.selected_by == found.selection["judge"] == "RMS distance to the teacher"
-    assert any("sliced" in name for name in found.report["after"])
+    assert chosen == found.selection["judge"] and chosen.startswith("sliced Wasserstein distance to the teacher's end")
+    others = set(found.report["after"]) - {chosen}
+    assert "RMS distance to the teacher" in others and any("sliced" in name for name in others)
     assert found.improved and found.start_origin in times.NAMES
-    gain = found.report["gain"]["RMS distance to the teacher"]
+    gain = found.report["gain"][chosen]
     assert gain["value"] == pytest.approx(before - after) and 0 < gain["standard_error"] < gain["value"]
     hand = [c for c in found.candidates if c["method"] == "hand"]
     assert {c["origin"] for c in hand} == set(times.NAMES)
     assert found.tableau.meta["report"]["after"] == found.report["after"] and found.tableau.meta["nfe"] == 4
 
 
-def test_auto_also_takes_times_from_the_loss_curve_and_ays_does_not(found: Found) -> None:
+def test_times_from_the_loss_curve_enter_where_there_is_one(found: Found) -> None:
     entered = {c["origin"] for c in found.candidates if c["method"] == "loss"}
     assert entered == {f"rescaled entropic, power {power}" for power in ("1", "0.85", "1.15")}
     starts = {c["start"] for c in found.candidates if c["method"] == "ays"}
     assert starts & entered  # AYS goes down from them too
-    plain = optimize(counted(), 3, "ays", objective=off_the_modes, max_calls=BUDGET)
+    plain = optimize(counted(), 3, "dmn", objective=off_the_modes, max_calls=BUDGET)
     assert not any(c["method"] == "loss" for c in plain.candidates)
 
 
@@ -234,11 +245,55 @@ def test_the_same_twice(found: Found) -> None:
     assert json.dumps(first) == json.dumps(again)
 
 
+def featured() -> models.Judge:
+    """A judge of the Gaussian that has features and no density, as networks have."""
+    judge = models.judge("problem:gaussian")
+    assert judge is not None
+    return replace(judge, nll=None)
+
+
+def test_auto_races_on_the_teachers_seeds_and_lets_the_data_decide() -> None:
+    result = optimize(counted(), 3, judge=featured(), max_calls=2 * BUDGET)
+    assert "teacher's end points" in result.selection["race"] and result.selection["judge"].startswith(
+        "Fréchet distance,"
+    )
+    assert result.selected_by == result.selection["judge"]
+    without = optimize(counted(), 3, max_calls=2 * BUDGET)
+    assert without.selected_by.startswith("sliced Wasserstein distance to the teacher's end points")
+    assert without.selected_by in without.report["after"]
+
+
+def test_a_matched_judge_compares_sets_of_the_same_seeds() -> None:
+    """It is the distance of the two sets of features or numbers, whatever order they come in, and 0 for the teacher."""
+    net = counted()
+    teacher = Teacher(net, reference_schedule(net.noise).tabulate(net.noise))
+    seeds = range(40)
+    images = teacher(seeds).double()
+    other = images[torch.randperm(40, generator=torch.Generator().manual_seed(0))] * 1.1 + 0.2
+
+    def twice(x: Tensor) -> Tensor:
+        return 2 * x.flatten(1)
+
+    by_features, by_numbers = MatchedJudge(teacher, seeds, twice), MatchedJudge(teacher, seeds)
+    for judge in (by_features, by_numbers):
+        assert judge.score(judge.observe(images, seeds)) == pytest.approx(0, abs=1e-6)
+        rows = judge.observe(other, seeds)
+        value, error = judge.figure(rows)
+        assert value == judge.score(rows) > 0 and error > 0
+        unknown = judge.observe(torch.cat([other, other[:5]]), [*seeds, 100, 101, 102, 103, 104])
+        assert judge.score(unknown) == judge.score(rows)
+    want = frechet(Statistics.of(twice(other)), Statistics.of(twice(images)))
+    assert by_features.score(by_features.observe(other, seeds)) == pytest.approx(want, rel=1e-9)
+    want = sliced_wasserstein(other.flatten(1), images.flatten(1), projections=64)
+    assert by_numbers.score(by_numbers.observe(other, seeds)) == pytest.approx(want, rel=1e-9)
+    assert by_features.digest != by_numbers.digest
+
+
 @pytest.mark.parametrize("method", ["auto", "ays", "dmn"])
-@pytest.mark.parametrize("objective", ["teacher", "frechet"])
+@pytest.mark.parametrize("objective", ["teacher", "frechet", "matched", "auto"])
 def test_the_budget_is_honoured_exactly(method: str, objective: str, tmp_path: Path) -> None:
     net = counted()
-    judge = models.judge("problem:gaussian") if objective == "frechet" else None
+    judge = featured() if objective in ("frechet", "auto") else None
     result = optimize(net, 3, method, objective=objective, judge=judge, max_calls=2 * BUDGET, out=tmp_path)
     assert net.seen == net.evaluations == result.calls <= result.plan["max_calls"] == 2 * BUDGET
     planned = {stage["stage"]: stage for stage in result.stages}
@@ -248,7 +303,7 @@ def test_the_budget_is_honoured_exactly(method: str, objective: str, tmp_path: P
     expected = (
         {"hand", "dmn"}
         if method == "dmn"
-        else {"hand", "ays"}
+        else {"hand", "loss", "ays"}
         if method == "ays"
         else {"hand", "dmn", "loss", "ays", "surrogate"}
     )
@@ -440,7 +495,7 @@ def test_bad_arguments_are_refused_before_any_work(options: dict, said: str) -> 
 
 def test_the_budget_that_a_refusal_names_is_enough() -> None:
     for method in ("auto", "ays", "dmn"):
-        for made, taught in product((False, True), repeat=2):
+        for made, taught in product((False, True), (0, 1, 2)):
             with pytest.raises(ArgumentError) as refused:
                 plan(100, nfe=7, method=method, made=made, taught=taught)
             enough = int(str(refused.value).split("about ")[1].split(";")[0])

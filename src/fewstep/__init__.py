@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from fewstep import search as search
     from fewstep import solvers as solvers
     from fewstep import times as times
+    from fewstep.adapters.networks import from_edm as from_edm
+    from fewstep.adapters.networks import from_guided_diffusion as from_guided_diffusion
+    from fewstep.adapters.networks import from_k_diffusion as from_k_diffusion
+    from fewstep.adapters.pipelines.build import from_diffusers as from_diffusers
     from fewstep.denoiser import Denoiser as Denoiser
     from fewstep.denoiser import from_callable as from_callable
     from fewstep.found import Found as Found
@@ -36,11 +40,13 @@ if TYPE_CHECKING:
     from fewstep.trace import from_sampler as from_sampler
 
 _FROM = {
-    "Denoiser": "denoiser", "from_callable": "denoiser", "load": "models", "NoiseSchedule": "noise",
+    "Denoiser": "denoiser", "from_callable": "denoiser",
+    "from_diffusers": "adapters.pipelines.build", "load": "models", "NoiseSchedule": "noise",
     "Found": "found", "FoundMany": "many", "optimize": "optimizing", "optimize_many": "many",
     "CalibrationSeeds": "randomness", "ReportSeeds": "randomness", "SelectionSeeds": "randomness",
     "SolverSchedule": "rules", "Step": "rules", "sample": "sampling",
-    "trajectory": "sampling", "Tableau": "tableau", "from_sampler": "trace",
+    "from_edm": "adapters.networks", "from_guided_diffusion": "adapters.networks",
+    "from_k_diffusion": "adapters.networks", "trajectory": "sampling", "Tableau": "tableau", "from_sampler": "trace",
 }  # fmt: skip
 _MODULES = ("metrics", "noise", "problems", "search", "solvers", "times")
 

@@ -29,7 +29,7 @@ from fewstep.models import default_condition
 from fewstep.progress import Event, Report, silent
 from fewstep.randomness import ReportSeeds
 from fewstep.sampling import sample
-from fewstep.search.teacher import CALLS, Teacher, reference_schedule
+from fewstep.search.teacher import CALLS, CHUNK, Teacher, reference_schedule
 
 if TYPE_CHECKING:
     from fewstep.denoiser import Denoiser
@@ -78,10 +78,14 @@ class Row:
         return asdict(self)
 
 
-def teacher(model: Denoiser, *, calls: int = CALLS, cache: str | Path | None = None) -> Teacher:
+def teacher(
+    model: Denoiser, *, calls: int = CALLS, cache: str | Path | None = None, batch_size: int = CHUNK
+) -> Teacher:
     """End points of a deterministic reference run of `calls` calls, under the default conditions."""
     tableau = reference_schedule(model.noise, calls).tabulate(model.noise)
-    return Teacher(model, tableau, condition=lambda seeds: default_condition(model, seeds), cache=cache)
+    return Teacher(
+        model, tableau, condition=lambda seeds: default_condition(model, seeds), cache=cache, batch_size=batch_size
+    )
 
 
 def cell(noise: NoiseSchedule, solver: str, grid: str, nfe: int) -> Cell:

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from fewstep import inputs, models
 from fewstep.errors import ArgumentError, DenoiserError
-from fewstep.judging import Objective, checked_objective, selection_judge
+from fewstep.features import on_pictures
+from fewstep.judging import Objective, checked_objective, selection_judge, taught
 from fewstep.metrics.statistics import Estimate
 from fewstep.noise import NoiseSchedule
 from fewstep.progress import Report, silent
@@ -61,7 +62,7 @@ class Tabulator:
 
     noise: NoiseSchedule
     model: str
-    guidance: float = 1.0
+    guidance: float | None = None
 
     def __call__(self, schedule: SolverSchedule) -> Tableau:
         """The table.
@@ -88,7 +89,7 @@ class Evaluator:
     """Evaluates schedules on one network.
 
     Args:
-        model: `mnist`, `problem:NAME` or `python:MODULE:FACTORY`.
+        model: `mnist`, `problem:NAME`, `diffusers:PATH_OR_ID?prompts=FILE` or `python:MODULE:FACTORY`.
         objective: `frechet`, `teacher`, `auto` (`frechet` where features are known) or `python:MODULE:FUNCTION`, a
             function `images [B, *shape] -> [B]`, lower is better.
         images: the most that a selection asks for.
@@ -107,7 +108,7 @@ class Evaluator:
         *,
         images: int,
         fresh: int = 0,
-        guidance: float = 1.0,
+        guidance: float | None = None,
         batch_size: int = BATCH,
         teacher_calls: int = CALLS,
         offset: int = 0,
@@ -116,11 +117,12 @@ class Evaluator:
         self.model, self.name = models.load(model, guidance=guidance), model
         known = inputs.judge_of(self.model)
         function = function_of(objective) if objective.startswith("python:") else objective
-        self.objective: Objective = checked_objective(function, known, teacher_calls)
+        chosen = checked_objective(function, known, teacher_calls, staged=False)
+        self.objective: Objective = on_pictures(self.model, chosen) if callable(chosen) else chosen
         self.tabulate = Tabulator(self.model.noise, model, guidance)
         self.selection, self.report = SelectionSeeds(images, offset), ReportSeeds(max(images, fresh), offset)
         self._batch, self._condition = batch_size, inputs.condition_of(self.model, None)
-        self.teacher = self._teacher(teacher_calls, cache) if self.objective == "teacher" else None
+        self.teacher = self._teacher(teacher_calls, cache) if taught(self.objective) else None
         # Ranges: whether a seed is known is asked for every image.
         self._judges = {
             fresh: _Strict(selection_judge(self.objective, known, self.teacher, range(seeds[0], seeds[0] + len(seeds))))
@@ -138,8 +140,8 @@ class Evaluator:
     @property
     def identity(self) -> dict[str, Any]:
         """What scores depend on besides the schedule: two studies may be joined only when these agree."""
-        judge = self._judges[False]
-        return {
+        judge, about = self._judges[False], models.about(self.model)
+        return ({"network": about} if about else {}) | {
             "model": self.name,
             "fingerprint": self.model.fingerprint,
             "noise": self.model.noise.to_dict(),

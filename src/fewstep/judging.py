@@ -9,17 +9,23 @@ from torch import Tensor
 from fewstep.errors import ArgumentError
 from fewstep.inputs import Data
 from fewstep.models import Judge as ModelJudge
-from fewstep.search.objective import FrechetJudge, ImageJudge, Judge, PairedJudge, SlicedJudge
+from fewstep.search.objective import FrechetJudge, ImageJudge, Judge, MatchedJudge, PairedJudge, SlicedJudge
 from fewstep.search.teacher import Teacher
 
-OBJECTIVES = ("auto", "teacher", "frechet")
+OBJECTIVES = ("auto", "matched", "frechet", "teacher")
+STAGED = "matched, then frechet"
+"""What `auto` becomes where features are known: few images on the teacher's seeds narrow the field, and the distance to
+the data of many more decides among the last."""
 Objective = str | Callable[[Tensor], Tensor]
 
 
-def checked_objective(objective: Objective, known: ModelJudge | None, teacher_calls: int = 1) -> Objective:
-    """The objective with `auto` resolved: Fréchet where a feature network is known, else the distance to the teacher.
+def checked_objective(
+    objective: Objective, known: ModelJudge | None, teacher_calls: int = 1, *, staged: bool = True
+) -> Objective:
+    """The objective with `auto` resolved: `STAGED` where features and a teacher are there (`frechet` if not `staged`),
+    else `frechet` with features, else `matched`.
 
-    Errors: `ArgumentError` for another word, `frechet` without a judge, or `teacher` without a teacher.
+    Errors: `ArgumentError` for another word, `frechet` without a judge, or `matched` or `teacher` without a teacher.
     """
     if isinstance(teacher_calls, bool) or not isinstance(teacher_calls, int) or teacher_calls < 0:
         raise ArgumentError(
@@ -33,8 +39,11 @@ def checked_objective(objective: Objective, known: ModelJudge | None, teacher_ca
         )
     if objective == "auto":
         # The features of an analytic problem are its samples themselves: two moments say little about a mixture.
-        objective = "frechet" if known is not None and (known.nll is None or not teacher_calls) else "teacher"
-    if objective == "teacher" and not teacher_calls:
+        if known is not None and (known.nll is None or not teacher_calls):
+            objective = STAGED if staged and teacher_calls else "frechet"
+        else:
+            objective = "matched"
+    if objective in ("matched", "teacher") and not teacher_calls:
         raise ArgumentError(
             "nothing judges without a teacher (teacher_calls=0): give judge=, or a function objective=, or leave "
             "teacher_calls out"
@@ -46,16 +55,28 @@ def checked_objective(objective: Objective, known: ModelJudge | None, teacher_ca
     return objective
 
 
+def taught(objective: Objective) -> int:
+    """What needs the teacher: 0 nothing, 1 the race, 2 the finals too."""
+    return {STAGED: 1, "matched": 2, "teacher": 2}.get(objective, 0) if isinstance(objective, str) else 0
+
+
 def selection_judge(
     objective: Objective, known: ModelJudge | None, teacher: Teacher | None, seeds: Sequence[int]
 ) -> Judge:
-    """The judge that a resolved objective names; `seeds` are those that the teacher will know."""
+    """The judge of the race that a resolved objective names; `seeds` are those that the teacher will know."""
     if callable(objective):
         return ImageJudge(objective)
     if objective == "frechet" and known is not None:
         return _frechet(known)
     assert teacher is not None  # see `checked_objective`
-    return PairedJudge(teacher, seeds)
+    if objective == "teacher":
+        return PairedJudge(teacher, seeds)
+    return MatchedJudge(teacher, seeds, known.features if known is not None and known.nll is None else None)
+
+
+def finals_judge(objective: Objective, known: ModelJudge | None, race: Judge) -> Judge:
+    """The judge of the finals, and of the final figures: that of the race but for `STAGED`."""
+    return _frechet(known) if objective == STAGED and known is not None else race
 
 
 def report_judges(
@@ -70,7 +91,8 @@ def report_judges(
         teacher: of the paired distance.
         paired: report seeds whose end points the teacher makes.
     """
-    judges: list[Judge] = [] if isinstance(selected, PairedJudge) else [selected]
+    # Judges that need the teacher on every seed would make the report's end points dear.
+    judges: list[Judge] = [] if isinstance(selected, PairedJudge | MatchedJudge) else [selected]
     if not isinstance(selected, FrechetJudge):
         if known is None:
             judges += (
@@ -80,7 +102,12 @@ def report_judges(
             judges.append(_frechet(known))
         else:
             judges.append(SlicedJudge(known.reference_features, "sliced Wasserstein distance to exact samples"))
-    return judges if teacher is None or not paired else [*judges, PairedJudge(teacher, paired)]
+    if teacher is None or not paired:
+        return judges
+    first: list[Judge] = (
+        [MatchedJudge(teacher, paired, selected.features)] if isinstance(selected, MatchedJudge) else []
+    )
+    return [*first, *judges, PairedJudge(teacher, paired)]
 
 
 def _frechet(known: ModelJudge) -> FrechetJudge:

@@ -7,25 +7,33 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from fewstep import solvers, times
+import torch
+
+from fewstep import models, solvers, times
+from fewstep.denoiser import Denoiser
 from fewstep.errors import ArgumentError, DenoiserError
 from fewstep.randomness import CalibrationSeeds, SelectionSeeds
 from fewstep.rules import SolverSchedule
 from fewstep.search.ays import to_ratios
 from fewstep.search.gradient.fit import CHECKS
 from fewstep.search.gradient.learn import LEAST_PAIRS, Learned, Learner
+from fewstep.search.gradient.losses import objective
 from fewstep.search.gradient.midpoints import steps_of
+from fewstep.search.gradient.objectives import Objective as LearningObjective
 from fewstep.search.gradient.recipes import RECIPES, Recipe
 from fewstep.search.gradient.space import SPACES, Start
 from fewstep.search.ledger import Ledger, Stage
 from fewstep.search.methods import HAND, Source
-from fewstep.search.objective import Judge, PairedJudge, Scorer
+from fewstep.search.objective import Judge, MatchedJudge, PairedJudge, Scorer
 from fewstep.search.select import Candidate
 from fewstep.tableau import Tableau
 
 if TYPE_CHECKING:
     from fewstep.search.plan import Plan
     from fewstep.setting import Setting
+
+Loss = str | LearningObjective
+"""What a method lowers: a name, or an objective of one's own."""
 
 TEACHING = 0.3
 """Part of the learning's calls that may go to the teacher."""
@@ -43,7 +51,7 @@ class Lessons:
 
     Attributes:
         ground, plan, ledger, nfe: of the optimisation.
-        judge, scorer: of the selection.
+        judge, scorer: of the race.
         offset: of the first selection seed that nobody else takes.
         seconds: time for it, if that is bounded.
     """
@@ -115,7 +123,7 @@ class Lessons:
                 return math.inf
             return value if math.isfinite(value) else math.inf
 
-        blind = isinstance(self.judge, PairedJudge)  # to whom the teacher is perfect
+        blind = isinstance(self.judge, PairedJudge | MatchedJudge)  # to whom the teacher is perfect
         learner = Learner(
             teacher, pairs, held, score, judged, ground.batch, cache=ground.cache,
             progress=ground.progress,
@@ -135,6 +143,43 @@ class Lessons:
         level = to_ratios(self.ground.model.noise, table.times).log()
         text = f"{learned.method} from {origin}"
         return Candidate(None, table, solver, learned.method, text, level, about={"learned": learned.record()})
+
+
+def lowered_by(method: str, loss: Loss, model: Denoiser, known: models.Judge | None) -> LearningObjective | None:
+    """What a method that learns by gradient lowers; None for the others.
+
+    Errors: `ArgumentError` for a loss that is not known, needs features that are not there or cannot be differentiated,
+        or is given in vain.
+    """
+    if method not in RECIPES:
+        if loss != "auto":
+            raise ArgumentError(
+                f"loss={loss!r} is for methods that learn by gradient, and method {method} does not: "
+                f"leave it out, or choose one of {', '.join(RECIPES)}"
+            )
+        return None
+    if not isinstance(loss, str):
+        return loss
+    name = RECIPES[method].loss if loss == "auto" else loss
+    if known is None:
+        return objective(name)
+    if not _differentiable(model, known):
+        if name in ("frechet", "kernel") or loss == "features":
+            raise ArgumentError(
+                f"loss={loss!r} follows the gradient of features, and those of {known.name} have none (a pipeline's "
+                "pictures are decoded without): leave loss out, or choose l2"
+            )
+        return objective(name)
+    return objective(
+        name, features=known.features, reference=known.reference, reference_features=known.reference_features,
+        feature_name=known.name,
+    )  # fmt: skip
+
+
+def _differentiable(model: Denoiser, known: models.Judge) -> bool:
+    with torch.enable_grad():
+        samples = torch.zeros(2, *model.shape, device=model.device, dtype=model.dtype, requires_grad=True)
+        return known.features(samples).requires_grad
 
 
 def starts_of(

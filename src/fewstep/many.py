@@ -1,7 +1,8 @@
 """Several solvers and numbers of network calls in one run: the KLUB table is one, the stop on its ways is each one's.
 
-The table of inner products, the clean data and the teacher's end points belong to the network. They are paid for once;
-each solver with each number of calls then has a race, finals and figures of its own.
+The table of inner products, the trajectories that plans are made on, the clean data and the teacher's end points belong
+to the network. They are paid for once; each solver with each number of calls then has a race, finals and figures of its
+own.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ from fewstep.errors import ArgumentError, DenoiserError
 from fewstep.files import atomic_write_text
 from fewstep.found import Found
 from fewstep.optimizing import Options, check_amounts, finished, prepared
+from fewstep.search.dynamic_oss import calls as oss_calls
 from fewstep.search.ledger import Ledger
 from fewstep.search.methods import NotSoMany, Solver, Source, sources
-from fewstep.search.plan import LEVELS, default_calls, walked
+from fewstep.search.plan import LEVELS, default_calls, trajectories, walked
 from fewstep.setting import Setting
 from fewstep.stages import Work, affordable
 
@@ -148,6 +150,7 @@ def _pairs(ground: Setting, solvers: Sequence[str | Solver], nfes: Sequence[int]
                 first = first or error
                 skipped.append(str(error))
                 continue
+            ground.require_grid(max(source.steps for source in made))
             if (name, nfe) in pairs:
                 raise ArgumentError(f"two of the solvers are named {name}: give them different __name__s")
             pairs[name, nfe] = made
@@ -191,7 +194,7 @@ class _Run:
         for (name, nfe), made in self.pairs.items():
             try:
                 work = Work(self.ground, nfe, made, None, self.ledger)
-                work.divided(max(1, budgets[name, nfe]), made=False, table=False, checked=0)
+                work.divided(max(1, budgets[name, nfe]), made=False, table=False, checked=0, walked=True)
             except ArgumentError as error:
                 text = f"{len(self.pairs)} results share the budget, and for {name} with {nfe} calls {error}"
                 raise ArgumentError(text) from None
@@ -214,7 +217,13 @@ class _Run:
         sample = ground.teacher_calls * cost if unmade else 0
         most = 4096 if ground.data is None else len(ground.data.samples)
         paths = walked(max_calls or max(alone.values()), levels * cost, sample, ground.klub, most, ground.seeds.paths)
+        runs, stepped = trajectories(
+            max_calls or max(alone.values()), ground.method, ground.teacher_calls * cost, ground.most_steps, cost,
+            ground.seeds.paths, ground.planner is not None,
+        )  # fmt: skip
         planned = {
+            "trajectories": runs * ground.teacher_calls * cost,
+            "optimal steps": 2 * stepped * oss_calls(ground.teacher_calls + 1, ground.most_steps) * cost,
             "probe": cost,
             "range of the data": ground.check_calls,
             "data": paths * sample,
@@ -234,9 +243,11 @@ class _Run:
             ground.make_data(paths, planned["data"], self.ledger)
         if levels:
             ground.table(paths, levels, planned["KLUB table"], self.ledger)
+        if runs:
+            ground.make_planner(runs, stepped, planned, self.ledger)
         if self.ledger.stages and len(self.pairs) > 1:
             ground.notes.append(
-                f"Data and KLUB table are shared by {len(self.pairs)} results: their {whole:,} planned calls are "
-                "counted once, and in none of the results' own."
+                f"Data, KLUB table and trajectories are shared by {len(self.pairs)} results: their {whole:,} planned "
+                "calls are counted once, and in none of the results' own."
             )
         return budgets

@@ -1,4 +1,5 @@
-"""Names to networks: `mnist`, `problem:NAME`, `edm:FILE`, `python:MODULE:FACTORY`; and what judges their samples.
+"""Names to networks: `mnist`, `problem:NAME`, `edm:FILE`, `diffusers:PLACE`, `python:MODULE:FACTORY`; and what judges
+their samples.
 
 model = load("mnist", guidance=2.0)
 model = load("problem:grid_8x8?noise=flow")       # options may stand in the name, for command lines
@@ -21,10 +22,13 @@ import torch
 from torch import Tensor
 
 from fewstep import metrics, networks, problems
+from fewstep.adapters.pipelines.network import Latent
+from fewstep.conditions import Condition
 from fewstep.denoiser import Denoiser
 from fewstep.errors import ArgumentError
 from fewstep.guidance import guided
 from fewstep.metrics import Features, Statistics
+from fewstep.networks.labels import innermost
 from fewstep.noise import EDM, Discrete, Flow, NoiseSchedule, VPCosine, VPLinear
 
 NOISES: dict[str, Callable[[], NoiseSchedule]] = {
@@ -36,8 +40,11 @@ NOISES: dict[str, Callable[[], NoiseSchedule]] = {
 }
 """Noise schedules that a name can ask for, as in `mnist?noise=flow`."""
 
-CHOICES = "mnist, problem:NAME (NAME one of " + ", ".join(problems.NAMES) + "), edm:FILE, or python:MODULE:FACTORY"
-LATER = ("diffusers",)
+CHOICES = (
+    "mnist, problem:NAME (NAME one of "
+    + ", ".join(problems.NAMES)
+    + "), edm:FILE, diffusers:PATH_OR_ID, or python:MODULE:FACTORY"
+)
 FLAGS = {"trust-pickle": "trust_pickle", "fp16": "fp16"}
 """Options of a name that take no value, and the arguments that they stand for."""
 
@@ -45,7 +52,7 @@ FLAGS = {"trust-pickle": "trust_pickle", "fp16": "fp16"}
 def load(
     name: str,
     *,
-    guidance: float = 1.0,
+    guidance: float | None = None,
     noise: NoiseSchedule | str | None = None,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
@@ -56,24 +63,31 @@ def load(
 
     Args:
         name: `mnist`, the class-conditional digit network that ships; `problem:NAME`, an analytic problem; `edm:FILE`,
-            a network of EDM (Karras et al. 2022) from its .safetensors or .pkl; `python:MODULE:FACTORY`, what
-            `FACTORY()` of an importable module (or one in the working folder) returns.
-            Options can follow: `mnist?guidance=2&noise=flow`, `edm:FILE?trust-pickle&fp16&device=cuda`.
-        guidance: classifier-free guidance weight; 1 is none.
+            a network of EDM (Karras et al. 2022) from its .safetensors or .pkl; `diffusers:PATH_OR_ID`, the pipeline of
+            a folder or of the Hub, with the options of `fewstep.adapters.pipelines.opening.load`;
+            `python:MODULE:FACTORY`, what `FACTORY()` of an importable module (or one in the working folder) returns.
+            Options can follow: `mnist?guidance=2&noise=flow`, `edm:FILE?trust-pickle&fp16&device=cuda`,
+            `diffusers:my-sd15?prompts=prompts.txt&guidance=7.5`.
+        guidance: classifier-free guidance weight; 1, the default, is none, but a pipeline has a default of its own.
         noise: noise schedule of the states, or its name: edm, vp, cosine, flow, sd. By default the network's own.
-        dtype, device: of the states; float32 on the CPU by default.
+        dtype, device: of the states; float32 on the CPU by default (pipelines: on the GPU, if there is one).
         trust_pickle, fp16: for `edm:`, see `fewstep.networks.edm_denoiser`.
 
     Raises:
         ArgumentError: an unknown name or option; lists the choices.
         FileFormatError: a damaged file.
     """
-    asked = Asked(guidance, noise, device, trust_pickle, fp16)
     name, _, query = name.partition("?")
+    kind, _, rest = name.partition(":")
+    if kind == "diffusers" and rest:
+        if noise is not None or dtype is not None or trust_pickle or fp16:
+            raise ArgumentError(f"name={name!r}: noise, dtype, trust_pickle and fp16 are not for pipelines: leave them "
+                                "out, and write ?dtype=bfloat16 for the network's")  # fmt: skip
+        return _pipeline(rest, query, guidance, device)
+    asked = Asked(1.0 if guidance is None else guidance, noise, device, trust_pickle, fp16)
     for key, value in parse_qsl(query, keep_blank_values=True):
         asked = asked.with_option(key, value)
     schedule, device = _noise(asked.noise), asked.device
-    kind, _, rest = name.partition(":")
     if kind != "edm" and (asked.trust_pickle or asked.fp16):
         raise ArgumentError(f"name={name!r}: trust_pickle and fp16 are for edm: models; leave them out")
     if name == "mnist":
@@ -91,11 +105,19 @@ def load(
         if not (schedule is dtype is device is None):
             raise ArgumentError("noise, dtype and device of a python: model are chosen by its factory: set them there")
         model = _from_factory(name)
-    elif kind in LATER:
-        raise ArgumentError(f"name={name!r}: {kind}: models come with a later release; until then give {CHOICES}")
     else:
         raise ArgumentError(f"name={name!r} is no model; give {CHOICES}")
     return model if asked.guidance == 1 else guided(model, asked.guidance)
+
+
+def _pipeline(place: str, query: str, guidance: float | None, device: torch.device | str | None) -> Denoiser:
+    """`diffusers:PLACE?...`; of two values of one option the name's wins, as for other models."""
+    from fewstep.adapters.pipelines.opening import load as load_pipeline
+
+    options = dict(parse_qsl(query, keep_blank_values=True))
+    if "guidance" in options:
+        guidance = Asked(1.0, None, None, False, False).with_option("guidance", options.pop("guidance")).guidance
+    return load_pipeline(place, guidance=guidance, device=options.pop("device", device), **options)
 
 
 @dataclass(frozen=True)
@@ -168,10 +190,32 @@ def _from_factory(name: str) -> Denoiser:
     return model
 
 
-def default_condition(model: Denoiser, seeds: Sequence[int]) -> Tensor | None:
-    """Balanced labels, `seed % classes` for each seed, for a class-conditional network of this package; else None."""
+def default_condition(model: Denoiser, seeds: Sequence[int]) -> Condition:
+    """Balanced labels, `seed % classes` for each seed, for a class-conditional network of this package; the prompts of
+    a pipeline in turn; else None.
+    """
+    latent = _latent(model)
+    if latent is not None:
+        return latent.condition_of(seeds)
     classes = networks.classes_of(model)
     return None if classes is None else torch.tensor([int(seed) % classes for seed in seeds], device=model.device)
+
+
+def pictures(model: Denoiser, samples: Tensor) -> Tensor:
+    """Samples as pixels: a pipeline's latents are decoded, a few at a time; others are what they are."""
+    latent = _latent(model)
+    return samples if latent is None else latent.decode(samples)
+
+
+def about(model: Denoiser) -> dict[str, Any]:
+    """What a pipeline's samples depend on (weights, guidance, prompts, sizes), JSON-ready; nothing for others."""
+    latent = _latent(model)
+    return {} if latent is None else dict(latent.facts)
+
+
+def _latent(model: Denoiser) -> Latent | None:
+    inner = innermost(model)
+    return inner if isinstance(inner, Latent) else None
 
 
 @dataclass(frozen=True)

@@ -18,19 +18,22 @@ from torch import Tensor
 from fewstep import inputs, models
 from fewstep.denoiser import Denoiser
 from fewstep.errors import ArgumentError, DenoiserError
+from fewstep.features import on_pictures
 from fewstep.found import Found
 from fewstep.judging import Objective, checked_objective
+from fewstep.learning import Loss
 from fewstep.progress import Report, silent
 from fewstep.randomness import CalibrationSeeds, ReportSeeds, SelectionSeeds
 from fewstep.search.cache import Cache, Probe
 from fewstep.search.klub import Gram
 from fewstep.search.ledger import Ledger
-from fewstep.search.methods import METHODS, Solver, sources
+from fewstep.search.methods import METHODS, Solver, entered, sources
 from fewstep.search.objective import BATCH
 from fewstep.search.teacher import CALLS
 from fewstep.search.window import Window
-from fewstep.setting import Loss, SeedsAsked, Setting
+from fewstep.setting import Setting
 from fewstep.stages import Work
+from fewstep.tableau import Tableau
 from fewstep.times.ends import End
 
 __all__ = ["Found", "optimize"]
@@ -60,6 +63,7 @@ def optimize(
     end: End = "zero",
     teacher_calls: int = CALLS,
     gram: Gram | None = None,
+    given: Tableau | None = None,
     loss: Loss = "auto",
 ) -> Found:
     """Find a better sampler with `nfe` network calls for this network.
@@ -68,16 +72,18 @@ def optimize(
         model: the network, or a name that `fewstep.load` knows.
         nfe: network calls per sample.
         method: `dmn` (no network in the search), `ays` (its ways down from every hand-crafted grid) or `auto` (both,
-            times from the network's loss curve, AYS from all of them, and then the guesses of a surrogate); or one
-            that learns by gradient from the best hand-crafted times (`fewstep.search.gradient.recipes.RECIPES`).
+            times from the network's loss curve, AYS from all of them, and then the guesses of a surrogate); or times
+            planned on teacher trajectories: `gits`, `oss`, or `local_error` (of the solver's own steps); or one that
+            learns by gradient from the best hand-crafted times (`fewstep.search.gradient.recipes.RECIPES`).
         solver: a name of `fewstep.solvers.NAMES`, `auto` (several multistep solvers), a function
             `times -> SolverSchedule`, or a list of them, which compete; `optimize_many` gives a result for each.
         minutes: time to spend; the network's speed is measured first, so results vary with the machine.
         max_calls: network calls to spend at most, everything included (one image through the network once is one call);
             13,000 for each of `nfe`, between 80,000 and 150,000, when neither is given.
-        objective: what selects, lower is better: `frechet` (needs a judge), `teacher` (RMS distance to a 60-call run
-            from the same noise), a function `images [B, *shape] -> [B]`; `auto` is frechet where features are known,
-            else teacher.
+        objective: what selects, lower is better: `matched` (distance of the samples, as a set, to a 60-call run's of
+            the same noise), `frechet` (to the data; needs a judge), `teacher` (RMS distance to the 60-call run, sample
+            by sample), or a function `images [B, *shape] -> [B]`, which sees the decoded pictures of a pipeline. `auto`
+            is matched; where features are known, the finals are decided by frechet.
         judge: features and reference statistics, for networks that the package does not know.
         data: clean samples `[N, *shape]` in the network's units for the KLUB table, with `data_condition`; by default
             what ships with the network, else samples that the teacher makes.
@@ -92,8 +98,11 @@ def optimize(
         start: time of the first state (default: the noisiest). Below that the search is for image-to-image: grids,
             teacher and scores begin at `alpha(start) image + sigma(start) noise` with images of the data, by seed.
         end: `zero` (sigma 0), `min` (the network's `t_min`, as papers do), or the time of the last state.
-        teacher_calls: network calls of the reference sampler; 0 does without: no paired figure, and no made data.
+        teacher_calls: network calls of the reference sampler; 0 does without: no paired figure, no made data and no
+            plans, whose grid is the reference's.
         gram: a KLUB table of this network that is there already; by default it is computed.
+        given: a table to start from, of as many calls (say, a traced scheduler): it enters the race, its times are
+            tried with every solver and are a start of AYS, and in the finals the result is not worse than it.
         loss: what a method that learns by gradient lowers: a name of `fewstep.search.gradient.losses.NAMES`, an
             objective of your own, or `auto` for the method's.
 
@@ -112,7 +121,11 @@ def optimize(
         batch_size=batch_size, progress=progress, start=start, end=end, teacher_calls=teacher_calls, gram=gram,
         loss=loss,
     )  # fmt: skip
-    work = Work(ground, nfe, sources(ground.window, solver, nfe), folder, Ledger(ground.model))
+    if given is not None:
+        entered(ground.window, given, nfe)
+    made = sources(ground.window, solver, nfe)
+    ground.require_grid(max(source.steps for source in made))
+    work = Work(ground, nfe, made, folder, Ledger(ground.model), given=given)
     return finished(work, minutes, max_calls)
 
 
@@ -165,11 +178,12 @@ def prepared(
         raise ArgumentError(f"method is {method!r}: choose one of {', '.join(METHODS)}")
     if batch_size < 1:
         raise ArgumentError(f"batch_size is {batch_size}: give a positive number of images")
-    seeds = SeedsAsked.checked(calibration, selection, report)
+    seeds = inputs.SeedsAsked.checked(calibration, selection, report)
     net, name = inputs.resolve(model)
     window = Window.checked(net.noise, start, end)
     known = judge or inputs.judge_of(net)
     chosen = checked_objective(objective, known, teacher_calls)
+    chosen = on_pictures(net, chosen) if callable(chosen) else chosen
     of = inputs.condition_of(net, condition)
     ground = Setting(
         net, name, method, window, chosen, known, of, condition is not None, Cache(cache),

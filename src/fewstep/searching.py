@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import fewstep
+from fewstep.beginning import Beginning, first_of
 from fewstep.errors import ArgumentError
 from fewstep.evaluating import Evaluator, Tabulator, function_of
 from fewstep.noise import from_dict
@@ -32,6 +33,7 @@ from fewstep.study.runner import Runner
 from fewstep.study.store import Store
 from fewstep.study.summary import front
 from fewstep.study.worker import Spec
+from fewstep.tableau import Tableau
 
 POOLS = ("auto", "serial", "processes", "ray")
 
@@ -95,6 +97,8 @@ class Search:
             record["proposer"], noise=self.evaluator.model.noise, nfes=tuple(record["nfes"]), seed=record["seed"],
             **record["options"],
         )  # fmt: skip
+        if record.get("first"):
+            proposer = Beginning(proposer, record["first"])
         self.evaluator.prepare(progress)
         spec = {"factory": "fewstep.evaluating:Evaluator", "arguments": self._arguments}
         pool = (workers or Workers()).open(spec, self.evaluator)
@@ -132,16 +136,17 @@ def start(
     winners: int = 1,
     seed: int = 0,
     ask: int = 1,
-    guidance: float = 1.0,
+    guidance: float | None = None,
     batch_size: int = BATCH,
     teacher_calls: int = CALLS,
     offset: int = 0,
+    given: Tableau | None = None,
 ) -> Search:
     """A new study.
 
     Args:
         path: its file.
-        model: `mnist`, `problem:NAME` or `python:MODULE:FACTORY`.
+        model: `mnist`, `problem:NAME`, `diffusers:PATH_OR_ID?prompts=FILE` or `python:MODULE:FACTORY`.
         nfes: network calls that are searched, together.
         budget: trials to be evaluated.
         proposer: `s3`, `evolution`, `random`, `tpe`, or `python:MODULE:FUNCTION`, which is called with `noise`, `nfes`,
@@ -152,6 +157,8 @@ def start(
             many as select; 0 for none. `winners`: of each number of calls.
         seed: of the proposals. ask: proposals at once, with one worker.
         guidance, batch_size, teacher_calls, offset: see `Evaluator`.
+        given: a table to start from (say, a traced scheduler): its decisions, or where it has none its times with some
+            solvers, are tried first.
 
     Raises:
         ArgumentError: something cannot be used; said before any work.
@@ -175,6 +182,8 @@ def start(
         "budget": budget, "counts": list(counts), "fresh": again, "winners": winners, "seed": seed, "ask": ask,
         "fewstep": fewstep.__version__,
     }  # fmt: skip
+    if given is not None:
+        record["first"] = first_of(given, evaluator.model.noise, record["nfes"])
     # Made once for nothing, so that a wrong name or option is told before there is a file.
     _proposer(proposer, noise=evaluator.model.noise, nfes=tuple(record["nfes"]), seed=seed, **record["options"])
     return Search(Store.create(path, record), evaluator, _with_cache(arguments, path))
@@ -213,9 +222,7 @@ def save_front(path: str | Path, folder: str | Path) -> list[Path]:
     """Write the best schedule of each number of calls as `nfe-N.json`; returns the files."""
     contents = read(path)
     record = contents.record
-    tabulate = Tabulator(
-        from_dict(record["identity"]["noise"]), record["model"], record["evaluator"].get("guidance", 1.0)
-    )
+    tabulate = Tabulator(from_dict(record["identity"]["noise"]), record["model"], record["evaluator"].get("guidance"))
     files: list[Path] = []
     for row in front(contents):
         table = tabulate(contents.entries[row["trial"]].trial.proposal.schedule)
@@ -224,6 +231,8 @@ def save_front(path: str | Path, folder: str | Path) -> list[Path]:
             "model": record["model"], "fingerprint": record["identity"]["fingerprint"],
             "selected_by": record["identity"]["judge"], "method": record["proposer"], "fewstep": fewstep.__version__,
         }  # fmt: skip
+        network = record["identity"].get("network")
+        meta |= {"network": network} if network else {}
         files.append(Path(folder) / f"nfe-{row['nfe']}.json")
         replace(table, meta=meta).save(files[-1])
     return files

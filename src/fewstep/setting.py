@@ -13,57 +13,28 @@ from torch import Tensor
 from fewstep import data_range, inputs, models
 from fewstep.denoiser import Denoiser
 from fewstep.errors import ArgumentError
-from fewstep.inputs import Data
+from fewstep.inputs import Data, SeedsAsked
 from fewstep.judging import Objective
+from fewstep.learning import Loss, lowered_by
 from fewstep.progress import Report
-from fewstep.randomness import CalibrationSeeds, ReportSeeds, Seeds, SelectionSeeds
+from fewstep.randomness import CalibrationSeeds, Seeds
 from fewstep.search.cache import Cache, Probe, first_rows, rows
-from fewstep.search.gradient.losses import objective
 from fewstep.search.gradient.objectives import Objective as LearningObjective
 from fewstep.search.gradient.recipes import RECIPES
 from fewstep.search.klub import Gram
 from fewstep.search.ledger import Ledger
+from fewstep.search.methods import DESCENDING
 from fewstep.search.objective import Judge, Scorer
-from fewstep.search.plan import KLUB
+from fewstep.search.planner import PLANNED, Planner
 from fewstep.search.teacher import ConditionOf, Teacher, reference_schedule
 from fewstep.search.window import Window
 
-Loss = str | LearningObjective
-"""A name, or an objective of one's own."""
-
 MADE_OFFSET = 500_000_000
 """Calibration seeds of the teacher's own samples start here, away from those that noise them."""
+COARSEST = 2
+"""A plan's grid has so many times the steps, at least."""
 MOST_KNOWN = 1024
 """Clean samples of a known network, when no number is asked for."""
-
-
-@dataclass(frozen=True)
-class SeedsAsked:
-    """What the user asked for; None leaves the number to the budget."""
-
-    calibration: CalibrationSeeds | None
-    selection: SelectionSeeds | None
-    report: ReportSeeds | None
-
-    @staticmethod
-    def checked(calibration: Any, selection: Any, report: Any) -> SeedsAsked:
-        """The three, each of its own kind.
-
-        Errors: `SeedsError` for another kind.
-        """
-        for kind, seeds, argument in (
-            (CalibrationSeeds, calibration, "calibration"),
-            (SelectionSeeds, selection, "selection"),
-            (ReportSeeds, report, "report"),
-        ):
-            if seeds is not None:
-                kind.require(seeds, argument)
-        return SeedsAsked(calibration, selection, report)
-
-    @property
-    def paths(self) -> int | None:
-        """The number of noising paths asked for."""
-        return None if self.calibration is None else len(self.calibration)
 
 
 @dataclass
@@ -81,6 +52,7 @@ class Setting:
         given: whether the caller gave the data, and nobody has looked at them yet.
         ready: whether the caller gave the table.
         notes: what a reader should know.
+        planner: plans on teacher trajectories, once they are there; most_steps: that it will be asked for.
     """
 
     model: Denoiser
@@ -101,6 +73,8 @@ class Setting:
     gram: Gram | None = None
     notes: list[str] = field(default_factory=list[str])
     given: bool = False
+    planner: Planner | None = None
+    most_steps: int = 1
     loss: Loss = "auto"
 
     def __post_init__(self) -> None:
@@ -109,7 +83,12 @@ class Setting:
     @property
     def klub(self) -> bool:
         """Whether the method looks at a KLUB table."""
-        return self.method in KLUB
+        return self.method in DESCENDING
+
+    @property
+    def plans(self) -> bool:
+        """Whether the method plans on teacher trajectories."""
+        return self.method in PLANNED
 
     @property
     def learned(self) -> bool:
@@ -120,24 +99,32 @@ class Setting:
     def lowered(self) -> LearningObjective | None:
         """What a method that learns by gradient lowers; None for the others.
 
-        Errors: `ArgumentError` for a loss that is not known, needs a judge that is not there, or is given in vain.
+        Errors: as in `lowered_by`.
         """
-        if not self.learned:
-            if self.loss != "auto":
-                raise ArgumentError(
-                    f"loss={self.loss!r} is for methods that learn by gradient, and method {self.method} does not: "
-                    f"leave it out, or choose one of {', '.join(RECIPES)}"
-                )
-            return None
-        if not isinstance(self.loss, str):
-            return self.loss
-        name, known = RECIPES[self.method].loss if self.loss == "auto" else self.loss, self.known
-        if known is None:
-            return objective(name)
-        return objective(
-            name, features=known.features, reference=known.reference, reference_features=known.reference_features,
-            feature_name=known.name,
-        )  # fmt: skip
+        return lowered_by(self.method, self.loss, self.model, self.known)
+
+    def require_grid(self, steps: int) -> None:
+        """Refuse, before any work, plans of so many steps that the teacher's grid cannot hold; remembers the most.
+
+        Errors: `ArgumentError`.
+        """
+        if not self.plans:
+            return
+        if not self.teacher_calls:
+            raise ArgumentError(
+                f"method={self.method!r} plans on a teacher's trajectories, and teacher_calls=0 switches the teacher "
+                "off: leave teacher_calls out, or use method='dmn'"
+            )
+        if self.teacher_calls < COARSEST * steps:
+            raise ArgumentError(
+                f"teacher_calls={self.teacher_calls} gives a grid of {self.teacher_calls + 1} times, too coarse to "
+                f"choose {steps} steps from: give at least {COARSEST * steps}"
+            )
+        if self.model.channels != 1:
+            raise ArgumentError(
+                f"the network gives {self.model.channels} outputs, and plans are made on one: wrap it with guidance"
+            )
+        self.most_steps = max(self.most_steps, steps)
 
     @property
     def unmade(self) -> bool:
@@ -270,3 +257,27 @@ class Setting:
                 f"distance from a martingale {self.gram.martingale_defect():.1%}."
             )
         return self.gram
+
+    def make_planner(self, count: int, stepped: int, stages: dict[str, int], ledger: Ledger) -> Planner:
+        """The plans; where there are none, on `count` new trajectories, of which OSS follows `stepped`.
+
+        Args:
+            count, stepped: as in the budget.
+            stages: planned calls by stage.
+            ledger: where the cost is written.
+        """
+        if self.planner is None:
+            assert self.teacher is not None, "see `require_grid`"
+            seeds = CalibrationSeeds(count, self.seeds.calibration.offset if self.seeds.calibration else 0)
+            with ledger.stage("trajectories", stages["trajectories"]):
+                made = self.teacher.trajectory(seeds, self.progress)
+            planner = Planner(self.teacher, made, self.most_steps, stepped, self.cache, self.batch, self.progress)
+            if self.method == "oss":
+                with ledger.stage("optimal steps", stages["optimal steps"]):
+                    _ = planner.oss
+            self.planner = planner
+            self.notes.append(
+                f"Plans: {count} teacher trajectories of {self.teacher.cost} calls ({seeds!r})"
+                + (f", {stepped} of them followed by the student." if stepped else ".")
+            )
+        return self.planner

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 import fewstep
+from fewstep import models
 from fewstep.found import Found
-from fewstep.judging import report_judges, selection_judge
+from fewstep.judging import STAGED, finals_judge, report_judges, selection_judge, taught
 from fewstep.learning import Lessons, require_start
 from fewstep.progress import Event
 from fewstep.randomness import ReportSeeds, SelectionSeeds
@@ -22,6 +23,7 @@ from fewstep.search.objective import Judge, Scorer
 from fewstep.search.plan import LEARN, Plan, default_calls, plan
 from fewstep.search.select import Candidate
 from fewstep.setting import Setting
+from fewstep.tableau import Tableau
 
 TIME_SHARE = 0.8
 """Part of the given minutes that the network may take; the rest is for everything else."""
@@ -42,6 +44,7 @@ class Work:
     competition: Competition | None = None
     judge: Judge | None = None
     plan: Plan | None = None
+    given: Tableau | None = None
 
     def run(self, minutes: float | None, max_calls: int | None) -> Found:
         """All stages."""
@@ -58,11 +61,13 @@ class Work:
             self.notes.append(f"Image-to-image: the samples start from {data.note}, taken by seed.")
         offset = ground.seeds.selection.offset if ground.seeds.selection else 0
         race, fresh = SelectionSeeds(p.counts[-1], offset), SelectionSeeds(p.fresh, offset + p.counts[-1])
-        self.judge = selection_judge(ground.objective, ground.known, ground.teacher, [*race, *fresh])
+        known = [*race, *fresh] if p.taught > 1 else [*race]
+        judge = selection_judge(ground.objective, ground.known, ground.teacher, known)
+        self.judge = finals_judge(ground.objective, ground.known, judge)
         if p.taught and ground.teacher is not None:
             with self.ledger.stage("teacher of the selection", p.stages["teacher of the selection"]):
-                ground.teacher([*race, *fresh], ground.progress)
-        scorer = ground.scorer([self.judge], race)
+                ground.teacher(known, ground.progress)
+        scorer = ground.scorer([judge], race)
         competition = self.competition = Competition(
             self.sources,
             scorer,
@@ -71,27 +76,29 @@ class Work:
             ground.method,
             self.ledger,
             ground.progress,
+            self.given,
         )
         competition.begin()
         if ground.learned:
-            competition.learn(self._lessons(p, scorer, fresh, minutes))
+            competition.learn(self._lessons(p, judge, scorer, fresh, minutes))
         if ground.klub:
             if ground.gram is None:
                 ground.make_data(p.made, p.stages["data"], self.ledger)
             competition.descend(ground.table(p.paths, p.levels, p.stages["KLUB table"], self.ledger))
+        if ground.plans:
+            competition.propose(ground.make_planner(p.trajectories, p.stepped, p.stages, self.ledger))
         competition.conclude()
         winner, start, final = competition.finals()
-        final |= {"judge": self.judge.name, "seeds": repr(fresh)}
+        final |= {"judge": self.judge.name, "race": judge.name, "seeds": repr(fresh)}
         found = self._found(winner, start, final, self._figures(p, winner, start))
         if self.out is not None:
             found.save_all(self.out)
         return found
 
-    def _lessons(self, p: Plan, scorer: Scorer, fresh: SelectionSeeds, minutes: float | None) -> Lessons:
-        assert self.judge is not None
+    def _lessons(self, p: Plan, judge: Judge, scorer: Scorer, fresh: SelectionSeeds, minutes: float | None) -> Lessons:
         offset = fresh.offset + len(fresh)
         seconds = None if minutes is None else 60 * minutes * TIME_SHARE * LEARN
-        return Lessons(self.setting, p, self.ledger, self.nfe, self.judge, scorer, offset, seconds)
+        return Lessons(self.setting, p, self.ledger, self.nfe, judge, scorer, offset, seconds)
 
     def stopped(self) -> str:
         """Save the best so far after an interrupt; says what was saved and how to go on."""
@@ -115,14 +122,15 @@ class Work:
         if minutes is not None:
             budget, note = affordable(ground, self.ledger, minutes, max_calls)
             self.notes.append(note)
-        return self.divided(budget, unmade, ground.gram is None, ground.check_calls)
+        return self.divided(budget, unmade, ground.gram is None, ground.check_calls, ground.planner is not None)
 
-    def divided(self, budget: int, made: bool, table: bool, checked: int) -> Plan:
+    def divided(self, budget: int, made: bool, table: bool, checked: int, walked: bool) -> Plan:
         """The budget by stages.
 
         Args:
             budget: network calls.
             made: whether data are to be made; table: whether the KLUB table is; checked: calls to look at the data.
+            walked: whether the trajectories of plans are there.
 
         Errors: `ArgumentError` when it is too small.
         """
@@ -135,14 +143,15 @@ class Work:
             method=ground.method,
             solvers=len(self.sources),
             made=made,
-            taught=ground.objective == "teacher",
+            taught=taught(ground.objective),
             most_paths=4096 if ground.data is None else len(ground.data.samples),
             paths=ground.seeds.paths,
             selection=len(ground.seeds.selection) if ground.seeds.selection else None,
             report=len(ground.seeds.report) if ground.seeds.report else None,
             table=table,
+            walked_already=walked,
             checked=checked,
-            fewest=FEWEST if ground.objective == "frechet" else 0,
+            fewest=FEWEST if ground.objective in ("frechet", STAGED) else 0,
             learned=ground.learned,
         )
 
@@ -190,6 +199,8 @@ class Work:
             "calls": self.ledger.calls,
             "fewstep": fewstep.__version__,
         }
+        about = models.about(ground.model)
+        meta |= {"network": about} if about else {}
         return Found(
             replace(winner.tableau, meta=meta),
             start.tableau,

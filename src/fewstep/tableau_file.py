@@ -19,6 +19,7 @@ from fewstep.tableau import Tableau
 
 FORMAT = "fewstep.tableau"
 VERSION = 1
+_KEYS = {"time", "alpha", "sigma", "evaluated", "model_time", "note", "states", "outputs", "noise", "constants"}
 _MATRICES = {"states": "A", "outputs": "B", "noise": "C", "constants": "K"}
 
 
@@ -114,6 +115,11 @@ def from_dict(record: dict[str, Any], tensors: dict[str, Tensor]) -> Tableau:
     try:
         rows, channels = list(record["rows"]), int(record["channels"])
         n, widths = len(rows), record["widths"]
+        for i, row in enumerate(rows):
+            if unknown := set(row) - _KEYS:
+                raise FileFormatError(
+                    f"row {i} has an unknown part {min(unknown)!r}: the file is damaged, save it again"
+                )
         columns = {
             "states": n,
             "outputs": n * channels,

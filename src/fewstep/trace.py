@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,8 +20,7 @@ from fewstep.noise import EDM, Discrete, Flow, NoiseSchedule
 from fewstep.probe import Host, Weights, probe
 from fewstep.script import Script
 from fewstep.tableau import Tableau
-
-Prediction = Literal["x0", "epsilon", "v", "flow"]
+from fewstep.told import Prediction, at_model_times
 
 
 @dataclass(frozen=True)
@@ -37,6 +36,8 @@ class _Source:
     end: tuple[float, float] | None = None
     """The host's alpha and sigma of the sample, and of the start, where it says."""
     start: tuple[float, float] | None = None
+    spread: float | None = None
+    """The standard deviation of the noise that the host's users start from, where it says."""
 
 
 def from_sampler(
@@ -69,7 +70,8 @@ def from_sampler(
 
     Returns:
         The table: stepwise for schedulers, whose state can be edited between steps; unrolled for functions.
-        `meta["trace"]` tells the form, the sampler, the measured defect and which of its draws the noise columns are.
+        `meta["trace"]` tells the form, the sampler, the measured defect, which of its draws the noise columns are, and
+        `spread`, the standard deviation of the noise that a scheduler starts from (1 for most, where sigma is 0.998).
 
     Raises:
         NotATable: not linear (thresholding, clipping, norms), or adaptive; tells by how much and at which row.
@@ -105,20 +107,18 @@ def _scheduler(
     kind: Any = prediction or diffusers.prediction_of(ready)
     trained = diffusers.training_steps(ready)
     schedule = noise or _own_noise(ready)
+    told: Callable[[float, float], float]
     if isinstance(schedule, Discrete):
-        return _Source(host, schedule, lambda told, _: told, kind, _name(scheduler), diffusers.end(ready))
-    if isinstance(schedule, Flow) and diffusers.is_flow(ready) and not type(ready).__name__.startswith("MiniMax"):
-        return _Source(
-            host,
-            schedule,
-            lambda told, _: _unshifted(schedule, told / trained),
-            kind,
-            _name(scheduler),
-            diffusers.end(ready),
-        )
+        told = lambda told, _: told  # noqa: E731
+    elif isinstance(schedule, Flow) and diffusers.is_flow(ready) and not type(ready).__name__.startswith("MiniMax"):
+        told = lambda told, _: _unshifted(schedule, told / trained)  # noqa: E731
+    else:
+        told = lambda _, ratio: _time(schedule, ratio)  # noqa: E731
+    spread = getattr(ready, "init_noise_sigma", None)
     return _Source(
-        host, schedule, lambda _, ratio: _time(schedule, ratio), kind, _name(scheduler), diffusers.end(ready)
-    )
+        host, schedule, told, kind, _name(scheduler), diffusers.end(ready),
+        spread=None if spread is None else float(spread),
+    )  # fmt: skip
 
 
 def _own_noise(ready: Any) -> NoiseSchedule:
@@ -214,7 +214,7 @@ def _tableau(source: _Source, weights: Weights, at_model_time: bool) -> Tableau:
         a = torch.nn.functional.pad(a, (0, 0, 1, 0)) if stepwise is None else a
         a, b, c, k = _with_start(a, b, c, k)
         levels = torch.cat([_start_level(source, weights, levels[0]), levels])
-    times, gain, alpha, sigma = _frame(source.noise, levels)
+    times, gain, alpha, sigma = _frame(source.noise, levels, source.end is not None)
     a = a * gain[:, None] / gain
     b, c, k = b * gain[:, None], c * gain[:, None], k * gain
     ratio = (levels[:, 1] / levels[:, 0]).tolist()
@@ -222,7 +222,7 @@ def _tableau(source: _Source, weights: Weights, at_model_time: bool) -> Tableau:
     model_times = times.clone()
     model_times[len(times) - size : -1] = torch.tensor(told, dtype=torch.float64, device="cpu")
     if at_model_time:
-        a, b = _at_model_times(source, a, b, times, model_times, alpha, sigma)
+        a, b = at_model_times(source.noise, source.prediction, a, b, times, model_times, alpha, sigma)
     shifted = bool((k != 0).any())
     evaluated = (False,) * (len(times) - size) + (True,) * (size - 1) + (False,)
     table = Tableau(
@@ -232,6 +232,7 @@ def _tableau(source: _Source, weights: Weights, at_model_time: bool) -> Tableau:
         meta={"trace": {
             "sampler": source.name, "form": "stepwise" if stepwise is not None else "unrolled only",
             "defect": weights.defect, "draws": list(weights.draws),
+            **({} if source.spread is None else {"spread": source.spread * gain[0].item()}),
         }},
     )  # fmt: skip
     return _expecting(table, max(1e-9, 100 * weights.defect))
@@ -252,7 +253,7 @@ def _with_start(a: Tensor, b: Tensor, c: Tensor, k: Tensor) -> tuple[Tensor, Ten
     return torch.cat([a[:, :1], column, a[:, 1:]], 1), pad(b, (1, 0, 1, 0)), pad(c, (0, 0, 1, 0)), pad(k, (1, 0))
 
 
-def _frame(noise: NoiseSchedule, levels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _frame(noise: NoiseSchedule, levels: Tensor, told_end: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`(times, gain, alpha, sigma)` in the noise schedule's coordinates: state = gain * the host's state."""
     ratio = levels[:, 1] / levels[:, 0]
     times = torch.tensor(
@@ -261,26 +262,9 @@ def _frame(noise: NoiseSchedule, levels: Tensor) -> tuple[Tensor, Tensor, Tensor
     alpha, sigma = noise.alpha(times), noise.sigma(times)
     gain = (alpha + sigma) / levels.sum(1)
     gain = torch.where((gain - 1).abs() < 1e-7, torch.ones_like(gain), gain)  # the host's own frame, up to its rounding
+    if not told_end and bool((gain[:-1] == 1).all()):
+        gain[-1] = 1.0  # a sample of another spread than its level's (PNDM on v) is the host's own affair
     return times, gain, alpha, sigma
-
-
-def _at_model_times(
-    source: _Source, a: Tensor, b: Tensor, times: Tensor, told: Tensor, alpha: Tensor, sigma: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Outputs as x0 at the time told: `D_t = p x + q D_told` by what the network predicts, which gives entries of A."""
-    if source.prediction == "x0":
-        return a, b
-    moved = ((told - times).abs() > 1e-6 * times.abs().clamp_min(1e-3)) & (sigma > 0)
-    if not moved.any():
-        return a, b
-    there, noisy = source.noise.alpha(told), source.noise.sigma(told)
-    q = sigma / noisy
-    if source.prediction == "epsilon":
-        p, q = (1 - q) / alpha, q * there / alpha
-    else:  # velocities: x0 = alpha x - sigma v on the circle, x - sigma u on straight paths
-        p = alpha - q * there if source.prediction == "v" else 1 - q
-    p, q = torch.where(moved, p, torch.zeros_like(p)), torch.where(moved, q, torch.ones_like(q))
-    return a + (b * p).tril(-1), b * q
 
 
 def _expecting(table: Tableau, tolerance: float) -> Tableau:

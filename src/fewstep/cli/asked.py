@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from fewstep.words import seconds_in_words, with_error
 if TYPE_CHECKING:
     from fewstep.found import Found
     from fewstep.many import FoundMany
+    from fewstep.models import Judge
 
 SUMMARY = "searches.json"
 
@@ -32,19 +34,24 @@ class Asked:
     batch_size: int
     around: bool
     quiet: bool
+    source: Path | None = None
+    features: str | None = None
+    reference: Path | None = None
     loss: str = "auto"
 
     def one(self, nfe: int, solver: str | list[str], folder: Path) -> tuple[Found, list[Path]]:
         """One search and its files."""
+        from fewstep.cli.common import load_table
         from fewstep.optimizing import optimize
         from fewstep.progress import shown
 
+        given = None if self.source is None else load_table(self.source)
         calls, own = self._left([nfe])
         try:
             with shown(quiet=self.quiet) as report:
                 found = optimize(
                     self.model, nfe, self.method, solver=solver, minutes=self.minutes, max_calls=calls, out=folder,
-                    progress=report, **self._options(),
+                    progress=report, given=given, **self._options(),
                 )  # fmt: skip
                 return found, self._delivered(found, folder, folder / ".cache", report)
         except ArgumentError as error:
@@ -56,6 +63,10 @@ class Asked:
         from fewstep.progress import shown
         from fewstep.search.methods import RECOMMENDED
 
+        if self.source is not None:
+            raise ArgumentError(
+                "--from starts one search, of the file's number of calls: give one --nfe, without --each"
+            )
         names = list(RECOMMENDED) if each and list(solvers) == ["auto"] else list(solvers)
         if not each and len(names) > 1:
             raise ArgumentError("several --nfe take one --solver, or auto: add --each for a result of every solver")
@@ -78,8 +89,18 @@ class Asked:
         """Arguments that are the same for one search and for several."""
         return {
             "objective": self.objective, "batch_size": self.batch_size, "start": self._start(), "end": self._end(),
-            "loss": self.loss,
+            "judge": self.judge, "loss": self.loss,
         }  # fmt: skip
+
+    @cached_property
+    def judge(self) -> Judge | None:
+        """The judge of --features, if any."""
+        if self.features is None and self.reference is None:
+            return None
+        from fewstep.features import judge_from
+        from fewstep.models import load
+
+        return judge_from(load(self.model), self.features, self.reference)
 
     def _start(self) -> float | None:
         if self.strength is None:
@@ -102,7 +123,7 @@ class Asked:
     def _delivered(self, found: Found, folder: Path, cache: Path, report: Any) -> list[Path]:
         from fewstep.cli.delivery import Delivery
 
-        return Delivery(found, self.model, folder, self.batch_size, report, cache).write(around=self.around)
+        return Delivery(found, self.model, folder, self.batch_size, report, cache, self.judge).write(around=self.around)
 
     def _left(self, nfes: Sequence[int], *, default: bool = True) -> tuple[int | None, int]:
         """The calls of the search, less those of its pictures and charts; and those."""

@@ -33,19 +33,33 @@ ModelName = Annotated[
     typer.Argument(
         metavar="MODEL",
         show_default=False,
-        help="mnist, problem:NAME, edm:FILE or python:MODULE:FACTORY; see `fewstep models`.",
+        help="mnist, problem:NAME, edm:FILE, diffusers:PATH_OR_ID or python:MODULE:FACTORY; see `fewstep models`.",
     ),
 ]
 ScheduleFile = Annotated[
     Path, typer.Argument(metavar="FILE", show_default=False, help="A schedule file, or the folder of `optimize`.")
 ]
-Guidance = Annotated[float, typer.Option("--guidance", "-g", help="Classifier-free guidance weight; 1 is none.")]
+Guidance = Annotated[
+    float | None,
+    typer.Option(
+        "--guidance", "-g", help="Classifier-free guidance weight; 1 is none.", show_default="1; a pipeline's own"
+    ),
+]
 TrustPickle = Annotated[
     bool,
     typer.Option(
         "--trust-pickle",
         help="Read the .pkl of an edm: model. A pickle can carry code; none is run, but say that you know its origin.",
     ),
+]
+Features = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME", help="Judge by these: python:MODULE:FACTORY returns images [B, C, H, W] in [-1, 1] -> [B, d]."
+    ),
+]
+Reference = Annotated[
+    Path | None, typer.Option(metavar="STATS", help="Statistics of --features on real images: npz with mu and sigma.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines instead of text.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
@@ -123,6 +137,20 @@ def seeds_of(text: str) -> list[int]:
     return found
 
 
+def options_of(values: list[str] | None) -> dict[str, Any]:
+    """`NAME=VALUE` pairs; values are read as JSON where they are, else as text."""
+    found: dict[str, Any] = {}
+    for text in values or ():
+        name, equals, value = text.partition("=")
+        if not name or not equals:
+            raise ArgumentError(f"--option {text}: write NAME=VALUE")
+        try:
+            found[name] = json.loads(value)
+        except ValueError:
+            found[name] = value
+    return found
+
+
 def load_table(path: Path, network: Denoiser | None = None) -> Tableau:
     """The table of a file, or of `schedule.json` in a folder; remarks when it was found for another than `network`.
 
@@ -146,7 +174,7 @@ def load_table(path: Path, network: Denoiser | None = None) -> Tableau:
     return table
 
 
-def model_option(name: str, guidance: float, trust_pickle: bool = False) -> Any:
+def model_option(name: str, guidance: float | None, trust_pickle: bool = False) -> Any:
     """The model of a command's arguments."""
     from fewstep.models import load
 

@@ -15,9 +15,11 @@ import typer
 from fewstep.cli.common import (
     AsJson,
     Commands,
+    Features,
     Guidance,
     ModelName,
     Quiet,
+    Reference,
     Stopped,
     TrustPickle,
     examples,
@@ -29,6 +31,7 @@ from fewstep.cli.common import (
     show,
     whole_numbers,
 )
+from fewstep.cli.pipelines import with_pipeline_options
 from fewstep.errors import ArgumentError
 from fewstep.words import with_error
 
@@ -46,33 +49,42 @@ MOST_LINES = 6
 AGAIN = "start the same command again to go on"
 
 
+NfeOption = Annotated[
+    list[str] | None, typer.Option(help="Network calls per sample, one or more.", show_default="4 6 8 10")
+]
+ScheduleOption = Annotated[
+    list[str] | None,
+    typer.Option("--schedule", metavar="FILE", help="Schedule files to set beside the named solvers."),
+]
+SolverOption = Annotated[
+    list[str] | None, typer.Option(help="Named solvers, comma separated.", show_default=",".join(SOLVERS))
+]
+TimesOption = Annotated[
+    list[str] | None, typer.Option(help="Their times, comma separated.", show_default=",".join(GRIDS))
+]
+ByOption = Annotated[str | None, typer.Option(help="fd, rms or nll; by default fd for networks, rms for problems.")]
+CacheOption = Annotated[
+    Path | None, typer.Option(help="File of finished scores.", show_default="in --out, else the user's cache")
+]
+
+
 @guarded
+@with_pipeline_options
 def compare(
     model: ModelName,
-    nfe: Annotated[
-        list[str] | None, typer.Option(help="Network calls per sample, one or more.", show_default="4 6 8 10")
-    ] = None,
-    schedule: Annotated[
-        list[str] | None,
-        typer.Option("--schedule", metavar="FILE", help="Schedule files to set beside the named solvers."),
-    ] = None,
-    solver: Annotated[
-        list[str] | None, typer.Option(help="Named solvers, comma separated.", show_default=",".join(SOLVERS))
-    ] = None,
-    times: Annotated[
-        list[str] | None, typer.Option(help="Their times, comma separated.", show_default=",".join(GRIDS))
-    ] = None,
+    nfe: NfeOption = None,
+    schedule: ScheduleOption = None,
+    solver: SolverOption = None,
+    times: TimesOption = None,
     samples: Annotated[int, typer.Option("--samples", "-n", min=2, help="Samples behind each score.")] = 1000,
     offset: Annotated[int, typer.Option(min=0, help="Skip this many report seeds: an independent repetition.")] = 0,
-    by: Annotated[
-        str | None, typer.Option(help="fd, rms or nll; by default fd for networks, rms for problems.")
-    ] = None,
-    guidance: Guidance = 1.0,
+    by: ByOption = None,
+    features: Features = None,
+    reference: Reference = None,
+    guidance: Guidance = None,
     trust_pickle: TrustPickle = False,
     out: Annotated[Path | None, typer.Option(help="Folder for compare.json and compare.png.")] = None,
-    cache: Annotated[
-        Path | None, typer.Option(help="File of finished scores.", show_default="in --out, else the user's cache")
-    ] = None,
+    cache: CacheOption = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Samples given to the network at once.")] = 250,
     quiet: Quiet = False,
     as_json: AsJson = False,
@@ -84,16 +96,22 @@ def compare(
     Finished scores are kept: after Ctrl-C, or with more calls or solvers, the same command goes on where it was.
     """
     from fewstep import compare as engine
+    from fewstep.features import judge_from
+    from fewstep.models import about
     from fewstep.models import judge as judge_of
     from fewstep.progress import shown
     from fewstep.randomness import ReportSeeds
 
     network = model_option(model, guidance, trust_pickle)
-    judge, metric = _judge(judge_of(model), by, model, samples)
+    judge, metric = _judge(judge_from(network, features, reference) or judge_of(model), by, model, samples)
     cells = _cells(network, whole_numbers(nfe, "--nfe"), flat(schedule), flat(solver), flat(times))
     store = cache or _cache_file(out)
     seeds = ReportSeeds(samples, offset)
-    teacher = engine.teacher(network, cache=store.parent / "teacher") if metric == "rms" else None
+    teacher = (
+        engine.teacher(network, cache=store.parent / "teacher", batch_size=min(batch_size, 64))
+        if metric == "rms"
+        else None
+    )
     rows: list[Row] = []
     try:
         with shown(quiet=quiet or as_json) as report:
@@ -106,8 +124,9 @@ def compare(
     except KeyboardInterrupt:
         raise Stopped(f"{len(rows)} of {len(cells)} scores are done and kept in {store}; {AGAIN}") from None
     title = f"{SCORES[metric]} on {samples:,} samples"
+    weight = about(network).get("guidance", 1.0 if guidance is None else guidance)
     data = {
-        "model": model, "fingerprint": network.fingerprint, "guidance": guidance, "by": metric, "seeds": repr(seeds),
+        "model": model, "fingerprint": network.fingerprint, "guidance": weight, "by": metric, "seeds": repr(seeds),
         "rows": [row.to_dict() for row in rows],
     }  # fmt: skip
     if out is not None:

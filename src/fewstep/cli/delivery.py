@@ -16,11 +16,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fewstep.found import Found
+    from fewstep.models import Judge
     from fewstep.report.figures import Series
     from fewstep.report.page import Cost
     from fewstep.tableau import Tableau
 
 PICTURED, COLUMNS, POINTS = 64, 8, 400  # images in the picture, in a row of it; samples that are no images
+DECODED = 24  # images of a pipeline: its decoder takes as long as a few network calls for each
 AROUND = (-2, 0, 2, 4)  # calls fewer and more, in the report's chart
 CHARTED = 256  # samples behind each of its points
 
@@ -40,13 +42,16 @@ class Delivery:
         folder: of the results.
         batch_size: samples at a time.
         report: told what is going on.
+        judge: that the user brought.
     """
 
     def __init__(
-        self, found: Found, model: str, folder: Path, batch_size: int, report: Report, cache: Path | None = None
-    ) -> None:
+        self, found: Found, model: str, folder: Path, batch_size: int, report: Report, cache: Path | None = None,
+        judge: Judge | None = None,
+    ) -> None:  # fmt: skip
         from fewstep.optimizing import prepared
 
+        self.judge = judge
         self.found, self.folder, self.batch_size, self.report = found, folder, batch_size, report
         begun = found.window["start"] if found.window["image_to_image"] else None
         self.ground = prepared(
@@ -86,13 +91,15 @@ class Delivery:
 
     def _samples(self) -> dict[str, Tensor]:
         """The same seeds with each sampler; the teacher's are mostly there already."""
+        from fewstep.models import about, pictures
         from fewstep.randomness import ReportSeeds
-        from fewstep.report.images import is_image
+        from fewstep.report.images import is_image, thumbnails
         from fewstep.sampling import sample
         from fewstep.search.ledger import Ledger
 
         # Of images as many as the teacher made for the report anyway; points cost next to nothing.
-        images = max(2, min(PICTURED, int(self.found.plan.get("paired", PICTURED))) // COLUMNS) * COLUMNS
+        most = DECODED if about(self.network) else PICTURED
+        images = max(2, min(most, int(self.found.plan.get("paired", PICTURED))) // COLUMNS) * COLUMNS
         seeds = ReportSeeds(images if is_image(self.network.shape) else POINTS)
         with self._counted("picture"):
             init = None
@@ -108,8 +115,9 @@ class Delivery:
                 for role, tableau in (("before", self.found.start), ("after", self.found.tableau))
             }
             made["teacher"] = self.teacher(seeds)
+            shown = {role: pictures(self.network, samples) for role, samples in made.items()}
         self.report(Event("picture", 1, 1))
-        return made
+        return {role: thumbnails(samples) for role, samples in shown.items()} if about(self.network) else shown
 
     def _series(self, around: bool) -> tuple[list[Series], str, str]:
         """Lines of quality against calls, their judge and a remark: from searches beside this one, else measured."""
@@ -137,7 +145,7 @@ class Delivery:
         from fewstep.randomness import ReportSeeds
         from fewstep.report.figures import Series
 
-        judge = inputs.judge_of(self.network) if metric == "fd" else None
+        judge = (self.judge or inputs.judge_of(self.network)) if metric == "fd" else None
         seeds = ReportSeeds(CHARTED if metric == "fd" else min(CHARTED, int(self.found.plan.get("paired", 0))))
         teacher = self.teacher if metric == "rms" else None
         series: list[Series] = []

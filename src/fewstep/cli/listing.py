@@ -49,6 +49,7 @@ def models(as_json: AsJson = False) -> None:
         *described,
     ]
     rows.append(("edm:FILE", "A network of EDM (Karras et al. 2022): .safetensors, or its .pkl with --trust-pickle."))
+    rows.append(("diffusers:PATH_OR_ID", "A pipeline of diffusers, of a folder or the Hub; needs --prompts FILE."))
     rows.append(("python:MODULE:FACTORY", "Your own: FACTORY() of an importable MODULE returns a fewstep.Denoiser."))
     options = f"mnist?guidance=2, problem:grid_8x8?noise=flow (noise: {', '.join(NOISES)})"
     text = f"{aligned(rows)}\n\nOptions may follow a name: {options}."

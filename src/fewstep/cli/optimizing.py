@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,9 +11,11 @@ import typer
 from fewstep.cli.common import (
     AsJson,
     Commands,
+    Features,
     Guidance,
     ModelName,
     Quiet,
+    Reference,
     Stopped,
     TrustPickle,
     examples,
@@ -22,6 +23,7 @@ from fewstep.cli.common import (
     show,
     with_option,
 )
+from fewstep.cli.pipelines import short_name, with_pipeline_options
 from fewstep.errors import ArgumentError
 from fewstep.words import seconds_in_words, with_error
 
@@ -30,20 +32,6 @@ if TYPE_CHECKING:
 
 
 Calls = Annotated[list[str], typer.Option(help="Network calls per sample of the sampler to find, one or more: 5,6,8.")]
-Method = Annotated[
-    str,
-    typer.Option(
-        help="dmn (no network calls), ays, auto (both, from every start); or learned by gradient: times, weights, "
-        "joint, ld3, s4s, s4s-alt, gs, bns, dyweight, neural-solver, dc, epd, epd-1."
-    ),
-]
-Loss = Annotated[
-    str,
-    typer.Option(
-        help="What a method that learns lowers: l2, l1, log-l2, pseudo-huber, features, along, frechet, kernel, or "
-        "auto (the method's own)."
-    ),
-]
 Solvers = Annotated[
     list[str] | None,
     typer.Option(help="Named solvers (`fewstep solvers`), or auto for several: they compete.", show_default="dpmpp_2m"),
@@ -66,28 +54,58 @@ Around = Annotated[
 ]
 
 
+MethodOption = Annotated[
+    str,
+    typer.Option(
+        help="dmn (no network calls), ays, auto (both, from every start); planned: gits, oss, local_error; or learned "
+        "by gradient: times, weights, joint, ld3, s4s, s4s-alt, gs, bns, dyweight, neural-solver, dc, epd, epd-1."
+    ),
+]
+LossOption = Annotated[
+    str,
+    typer.Option(
+        help="What a method that learns lowers: l2, l1, log-l2, pseudo-huber, features, along, frechet, kernel, or "
+        "auto (the method's own)."
+    ),
+]
+EndOption = Annotated[
+    str, typer.Option(help="Where the times end: zero, min (the network's own least time) or a time.")
+]
+MaxCallsOption = Annotated[
+    int | None, typer.Option(help="Network calls to spend in all.", show_default="13,000 for each of --nfe")
+]
+ObjectiveOption = Annotated[
+    str,
+    typer.Option(
+        help="What selects: matched (distance to the teacher's samples of the same seeds, as sets), frechet (to the "
+        "data), teacher (sample by sample), or auto (matched; where features are known, frechet in the finals)."
+    ),
+]
+
+
 @guarded
+@with_pipeline_options
 def optimize(
     model: ModelName,
     nfe: Calls,
-    method: Method = "auto",
+    method: MethodOption = "auto",
     solver: Solvers = None,
     each: Annotated[bool, typer.Option("--each", help="A result for each solver, instead of one winner.")] = False,
     start: Start = None,
     strength: Strength = None,
-    end: Annotated[
-        str, typer.Option(help="Where the times end: zero, min (the network's own least time) or a time.")
-    ] = "zero",
+    end: EndOption = "zero",
     minutes: Annotated[float | None, typer.Option(help="Time to spend; the number of calls follows from it.")] = None,
-    max_calls: Annotated[
-        int | None, typer.Option(help="Network calls to spend in all.", show_default="13,000 for each of --nfe")
-    ] = None,
-    objective: Annotated[
-        str, typer.Option(help="What selects: frechet, teacher, or auto (frechet where features are known).")
-    ] = "auto",
-    loss: Loss = "auto",
-    guidance: Guidance = 1.0,
+    max_calls: MaxCallsOption = None,
+    objective: ObjectiveOption = "auto",
+    features: Features = None,
+    reference: Reference = None,
+    loss: LossOption = "auto",
+    guidance: Guidance = None,
     trust_pickle: TrustPickle = False,
+    source: Annotated[
+        Path | None,
+        typer.Option("--from", help="A schedule file to start from; the result is not worse (`fewstep show --save`)."),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the results.", show_default="runs/MODEL-NFE")] = None,
     around: Around = True,
     batch_size: Annotated[int, typer.Option(min=1, help="Samples given to the network at once.")] = 64,
@@ -100,6 +118,9 @@ def optimize(
     ones, beside the best hand-crafted times. Writes schedule.json (the sampler), samples.png (before and after, same
     seeds), report.html (figures, costs, how to use it) and search.json (the record).
 
+    gits, oss and local_error plan the times by dynamic programming on a teacher's trajectories, which all --nfe share;
+    local_error looks at the error of the solver's own steps.
+
     Ctrl-C keeps the best so far. What cost network calls is kept in .cache beside the results, so the same command goes
     on from there, and another --nfe or --solver with the same --out shares it.
 
@@ -109,24 +130,14 @@ def optimize(
     from fewstep.cli.asked import Asked
     from fewstep.cli.common import flat
 
-    name = model if guidance == 1 else with_option(model, f"guidance={guidance:g}")
+    name = model if guidance is None else with_option(model, f"guidance={guidance:g}")
     name = with_option(name, "trust-pickle") if trust_pickle else name
     asked = Asked(
-        name,
-        method,
-        objective,
-        minutes,
-        max_calls,
-        start,
-        strength,
-        end,
-        batch_size,
-        around,
-        quiet or as_json,
-        loss=loss,
-    )
+        name, method, objective, minutes, max_calls, start, strength, end, batch_size, around, quiet or as_json,
+        source, features, reference, loss,
+    )  # fmt: skip
     nfes, names = _nfes(nfe), flat(solver) or ["dpmpp_2m"]
-    plain = re.sub(r"[^A-Za-z0-9_.-]+", "-", model).strip("-")
+    plain = short_name(model)
     several = each or len(nfes) > 1
     folder = out or Path("runs") / (plain if several else f"{plain}-{nfes[0]}")
     try:
@@ -188,6 +199,8 @@ COMMANDS: Commands = (
             "fewstep optimize python:my_module:make_model --nfe 6 --guidance 4",
             "fewstep optimize mnist --method ays --nfe 5,6,8,10 --solver dpmpp_2m,ddim,sde_dpmpp_2m --each",
             "fewstep optimize mnist --nfe 5 --start 2.5",
+            "fewstep optimize mnist --nfe 6 --from runs/other/schedule.json",
+            "fewstep optimize diffusers:my-sd15 --prompts prompts.txt --guidance 7.5 --nfe 6 --dtype float16",
             "fewstep optimize mnist --nfe 5 --method joint --loss frechet",
             note="Then: fewstep sample, compare, show and export take the folder's schedule.json.",
         ),

@@ -21,6 +21,7 @@ from fewstep.cli.common import (
     seeds_of,
     show,
 )
+from fewstep.cli.pipelines import with_pipeline_options
 from fewstep.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 
 @guarded
+@with_pipeline_options
 def sample(
     model: ModelName,
     schedule: Annotated[
@@ -38,11 +40,13 @@ def sample(
     times: Annotated[str, typer.Option(help="Its times (`fewstep times`).")] = "karras",
     nfe: Annotated[int, typer.Option(help="Its network calls per sample.")] = 10,
     seeds: Annotated[str, typer.Option(help="One sample per seed: 0-63, 5, or 0-9,42.")] = "0-63",
-    out: Annotated[Path, typer.Option(help="A .png picture, or .npy for the numbers.")] = Path("samples.png"),
+    out: Annotated[
+        Path, typer.Option(help="A .png picture, or .npy for the numbers (of a pipeline the latents).")
+    ] = Path("samples.png"),
     label: Annotated[
         int | None, typer.Option(help="One class for all samples; by default seed modulo the number of classes.")
     ] = None,
-    guidance: Guidance = 1.0,
+    guidance: Guidance = None,
     trust_pickle: TrustPickle = False,
     columns: Annotated[int | None, typer.Option(min=1, help="Samples in a row of the picture.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Samples given to the network at once.")] = 64,
@@ -53,7 +57,10 @@ def sample(
     A sample depends on its seed alone: not on the batch, the machine's load, or the other seeds. So the same seeds
     with two schedules show what the schedule changes.
     """
+    import torch
+
     from fewstep.models import default_condition
+    from fewstep.models import pictures as decoded
     from fewstep.report import samples as pictures
     from fewstep.sampling import sample as draw
 
@@ -65,7 +72,9 @@ def sample(
     if label is not None:
         condition = _one_label(condition, label, model)
     try:
-        made = draw(network, table, seeds=wanted, condition=condition, batch_size=batch_size)
+        with torch.no_grad():
+            made = draw(network, table, seeds=wanted, condition=condition, batch_size=batch_size)
+        made = decoded(network, made) if out.suffix.lower() == ".png" else made
     except KeyboardInterrupt:
         raise Stopped(
             "nothing was written; start the same command again, with fewer --seeds if it took too long"
@@ -101,8 +110,9 @@ def chosen_table(network: Denoiser, schedule: Path | None, solver: str | None, g
 
 
 def _one_label(condition: Any, label: int, model: str) -> Any:
-    if condition is None:
-        raise ArgumentError(f"--label {label}: {model} has no classes; leave --label out")
+    if condition is None or isinstance(condition, dict):
+        cure = "give it as a line of --prompts" if isinstance(condition, dict) else "leave --label out"
+        raise ArgumentError(f"--label {label}: {model} has no labels; {cure}")
     return condition * 0 + label
 
 
@@ -113,6 +123,7 @@ COMMANDS: Commands = (
         examples(
             "fewstep sample mnist --schedule runs/mnist-6/schedule.json --out grid.png",
             "fewstep sample mnist --solver dpmpp_2m --times karras --nfe 8 --seeds 0-99 --label 3",
+            "fewstep sample diffusers:my-sd15 --prompts prompts.txt --schedule runs/my-sd15-6 --seeds 0-7",
             "fewstep sample problem:grid_8x8 --solver unipc --nfe 10 --seeds 0-1999 --out cloud.png",
         ),
     ),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,10 +17,13 @@ from fewstep.cli.common import (
     examples,
     flat,
     guarded,
+    load_table,
+    options_of,
     paragraphs,
     show,
     whole_numbers,
 )  # fmt: skip
+from fewstep.cli.pipelines import with_pipeline_options
 from fewstep.errors import ArgumentError
 from fewstep.words import seconds_in_words, with_error
 
@@ -64,6 +66,7 @@ def workers_of(
 
 
 @guarded
+@with_pipeline_options
 def start(
     model: ModelName,
     nfe: Annotated[list[str], typer.Option(help="Network calls that are searched together: 5, 4-10 or 5,8.")],
@@ -71,7 +74,10 @@ def start(
     budget: Annotated[int, typer.Option(min=1, help="Schedules to be evaluated in all.")] = 400,
     proposer: Annotated[str, typer.Option(help="s3, evolution, random, tpe, or python:MODULE:FUNCTION.")] = "s3",
     objective: Annotated[
-        str, typer.Option(help="frechet, teacher, auto, or python:MODULE:FUNCTION (images -> [B], lower is better).")
+        str,
+        typer.Option(
+            help="frechet, matched, teacher, auto, or python:MODULE:FUNCTION (images -> [B], lower is better)."
+        ),
     ] = "auto",
     images: Annotated[
         list[str] | None,
@@ -85,7 +91,10 @@ def start(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the proposals.")] = 0,
     offset: Annotated[int, typer.Option(min=0, help="Skip this many seeds of images: an independent repetition.")] = 0,
-    guidance: Guidance = 1.0,
+    guidance: Guidance = None,
+    source: Annotated[
+        Path | None, typer.Option("--from", help="A schedule file to try first: its decisions, or its times.")
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images given to the network at once.")] = 64,
     workers: Count = 1,
     pool: PoolName = "auto",
@@ -110,6 +119,7 @@ def start(
         out, model, nfes=ranges(nfe, "--nfe"), budget=budget, proposer=proposer, options=options_of(option),
         objective=objective, images=whole_numbers(images, "--images") or (256,), fresh=fresh, seed=seed,
         guidance=guidance, batch_size=batch_size, offset=offset,
+        given=None if source is None else load_table(source),
     )  # fmt: skip
     _run(opened, workers_of(workers, pool, threads, timeout, ray, gpus), out, quiet, as_json)
 
@@ -206,20 +216,6 @@ def ranges(values: list[str], option: str) -> list[int]:
             raise ArgumentError(f"{option} {text}: write 5, 4-10 or 5,8")
         found += range(int(ends[0]), int(ends[1]) + 1)
     return sorted(set(found))
-
-
-def options_of(values: list[str] | None) -> dict[str, Any]:
-    """`NAME=VALUE` pairs; values are read as JSON where they are, else as text."""
-    found: dict[str, Any] = {}
-    for text in values or ():
-        name, equals, value = text.partition("=")
-        if not name or not equals:
-            raise ArgumentError(f"--option {text}: write NAME=VALUE")
-        try:
-            found[name] = json.loads(value)
-        except ValueError:
-            found[name] = value
-    return found
 
 
 def _status_text(told: dict[str, Any]) -> str:

@@ -1,84 +1,281 @@
-"""`fewstep show` and `fewstep export`: look at a schedule file, and take it elsewhere."""
+"""`fewstep show` and `fewstep export`: look at a schedule file or a foreign sampler, and take a schedule elsewhere."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fewstep.cli.common import AsJson, Commands, ScheduleFile, examples, guarded, load_table, say
+from fewstep.cli.common import AsJson, Commands, Quiet, ScheduleFile, examples, guarded, load_table, options_of, say
 from fewstep.cli.common import show as put
 from fewstep.errors import ArgumentError
+
+if TYPE_CHECKING:
+    from fewstep.export import Export
+    from fewstep.noise import NoiseSchedule
+    from fewstep.retuning import Retuned
+    from fewstep.tableau import Tableau
+
+FOLDERS = ("comfyui-nodes", "a1111-extension", "diffusers-hub")
+"""Targets that are a folder of files, given by --out."""
 
 
 @guarded
 def show(
-    file: ScheduleFile,
+    file: Annotated[
+        str | None,
+        typer.Argument(metavar="[FILE]", show_default=False, help="A schedule file, or the folder of `optimize`."),
+    ] = None,
+    source: Annotated[
+        str | None,
+        typer.Option(
+            "--from", help="A foreign sampler instead: diffusers:CLASS, k_diffusion:FUNCTION, python:MODULE:FUNCTION."
+        ),
+    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Of the foreign sampler.")] = None,
+    option: Annotated[
+        list[str] | None, typer.Option("--option", metavar="NAME=VALUE", help="Options of the foreign sampler.")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="scheduler_config.json, or the folder of a pipeline, for diffusers:CLASS.")
+    ] = None,
+    noise: Annotated[
+        str | None, typer.Option(help="Noise schedule of the network: edm, vp, cosine, flow or sd.", show_default="own")
+    ] = None,
+    against: Annotated[
+        str | None, typer.Option(help="Compare row by row with another file, or foreign sampler of the same steps.")
+    ] = None,
+    save: Annotated[Path | None, typer.Option(help="Write the table to this schedule file.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the table into this .png or .svg file.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Print a sampler on one screen: where its states are and what each is mixed from.
 
+    With --from, any scheduler of diffusers, sampler of k-diffusion or function of yours is read as a table, exactly;
+    --save makes a schedule file of it, for export, compare or `optimize --from`.
+
     `--json` prints the whole record: times, weights, decisions, and how it was found.
     """
-    table = load_table(file)
+    read = _Reader(steps, option, config, noise)
+    table = read.one(file, source)
     if plot is not None:
-        if plot.suffix.lower() not in (".png", ".svg"):
-            raise ArgumentError(f"--plot {plot}: end it in .png or .svg")
-        from fewstep.files import atomic_write_bytes
-        from fewstep.report.figures import tableau_figure
-        from fewstep.report.style import png_of, svg
+        say(f"drawn: {_drawn(table, plot)}")
+    if save is not None:
+        table.save(save)
+        say(f"written: {save}")
+    if against is not None:
+        from fewstep.against import compared
 
-        figure = tableau_figure(table)
-        data = png_of(figure) if plot.suffix.lower() == ".png" else svg(figure).encode()
-        say(f"drawn: {atomic_write_bytes(plot, data)}")
+        found = compared(table, read(against))
+        put(found.to_dict(), str(found), as_json=as_json)
+        return
     put(table.to_dict() | {"digest": table.digest}, str(table), as_json=as_json)
+
+
+class _Reader:
+    """Tables by file or foreign name; the foreign ones share steps, options and noise."""
+
+    def __init__(self, steps: int | None, option: list[str] | None, config: Path | None, noise: str | None) -> None:
+        self._steps, self._config = steps, config
+        self._options = {name: _numbers(value) for name, value in options_of(option).items()}
+        self._noise = _noise(noise)
+
+    def one(self, file: str | None, source: str | None) -> Tableau:
+        """The table of exactly one of the two."""
+        if (file is None) == (source is None):
+            raise ArgumentError("give a schedule FILE, or a foreign sampler with --from: one of them")
+        if source is None:
+            used = {"--steps": self._steps, "--config": self._config, "--noise": self._noise}
+            wrong = [name for name, value in used.items() if value is not None]
+            if wrong or self._options:
+                raise ArgumentError(f"{', '.join(wrong or ['--option'])} belongs to --from, and there is none")
+        return self(source if source is not None else str(file))
+
+    def __call__(self, name: str) -> Tableau:
+        from fewstep.adapters.foreign import foreign, is_foreign
+
+        if is_foreign(name):
+            return foreign(name, self._steps, options=self._options, config=self._config, noise=self._noise)
+        return load_table(Path(name))
+
+
+def _numbers(value: Any) -> Any:
+    """`14.6,3,0` as numbers; anything else as it is."""
+    try:
+        return [float(part) for part in value.split(",")] if isinstance(value, str) and "," in value else value
+    except ValueError:
+        return value
+
+
+def _noise(name: str | None) -> NoiseSchedule | None:
+    if name is None:
+        return None
+    from fewstep.models import NOISES
+
+    if name not in NOISES:
+        raise ArgumentError(f"--noise {name}: choose one of {', '.join(NOISES)}")
+    return NOISES[name]()
+
+
+def _drawn(table: Tableau, plot: Path) -> Path:
+    if plot.suffix.lower() not in (".png", ".svg"):
+        raise ArgumentError(f"--plot {plot}: end it in .png or .svg")
+    from fewstep.files import atomic_write_bytes
+    from fewstep.report.figures import tableau_figure
+    from fewstep.report.style import png_of, svg
+
+    figure = tableau_figure(table)
+    return atomic_write_bytes(plot, png_of(figure) if plot.suffix.lower() == ".png" else svg(figure).encode())
 
 
 @guarded
 def export(
     file: ScheduleFile,
-    to: Annotated[str, typer.Option("--to", help="sigmas, timesteps, comfyui, k-diffusion or diffusers.")],
+    to: Annotated[
+        str,
+        typer.Option(
+            "--to",
+            help="comfyui, k-diffusion, a1111, sdcpp, sdnext, diffusers, sigmas or timesteps (text); comfyui-nodes, "
+            "a1111-extension or diffusers-hub (a folder).",
+        ),
+    ],
     accept_loss: Annotated[
         bool, typer.Option("--accept-loss", help="Export the times even if the target will run another solver on them.")
+    ] = False,
+    model: Annotated[
+        str | None,
+        typer.Option(help="With --accept-loss: the network, with which the target's best sampler and times are found."),
+    ] = None,
+    trials: Annotated[int, typer.Option(min=2, help="With --model: tables that are tried.")] = 80,
+    images: Annotated[
+        int, typer.Option(min=2, help="With --model: samples that choose; four times as many judge.")
+    ] = 256,
+    snap: Annotated[
+        bool, typer.Option("--snap", help="First move the times of a discrete network to integers, with new weights.")
     ] = False,
     shift: Annotated[
         float | None, typer.Option(help="Flow shift of the diffusers scheduler; by default the schedule's own.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Write the text to this file as well.")] = None,
+    mu: Annotated[
+        float | None, typer.Option(help="Instead of --shift: the exponent of a pipeline with dynamic shifting.")
+    ] = None,
+    name: Annotated[str, typer.Option(help="Of the schedule in a folder target.", show_default="solver-calls")] = "",
+    out: Annotated[
+        Path | None, typer.Option(help="Write the text to this file as well; the folder of a folder target.")
+    ] = None,
+    quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write a sampler as text for another program, with fixed decimals and by that program's conventions.
+    """Take a sampler to another program, by that program's conventions.
 
-    Other programs take a list of times and run a sampler of their own. Where theirs would not make this table, the
-    export is refused and tells what would be lost; `--accept-loss` gives the times all the same.
+    Folder targets run it exactly, with all its weights: nodes for ComfyUI, a scheduler for the Hub. Text targets give a
+    list of times to a sampler of the program's own. Where that would not make this table, the export is refused and
+    tells what would be lost; `--accept-loss` gives the times all the same, with the nearest sampler, and with `--model`
+    it tries the program's samplers and moves the times, and scores what remains on fresh seeds.
     Remarks go to standard error, the text alone to standard output.
     """
-    from fewstep.export import export as convert
-    from fewstep.files import atomic_write_text
+    from fewstep.export import snapped
 
-    done = convert(load_table(file), to, accept_loss=accept_loss, shift=shift)
+    table = snapped(load_table(file)) if snap else load_table(file)
+    if to in FOLDERS:
+        written = _folder(table, to, out, name)
+        put({"to": to, "files": [*map(str, written)]}, "\n".join(map(str, written)), as_json=as_json)
+        return
+    if model is not None and not accept_loss:
+        raise ArgumentError("--model finds what the target can run instead: give it with --accept-loss")
+    done, tuned = _text(table, to, accept_loss, model, trials, images, shift, mu, quiet or as_json)
     if out is not None:
+        from fewstep.files import atomic_write_text
+
         atomic_write_text(out, done.text + "\n")
     if not as_json:
-        for loss in done.losses:
-            say(f"lost: {loss}")
-        for note in (f"sampler: {done.sampler}" if done.sampler else "", *done.notes):
-            if note:
-                say(note)
-    data = {"to": done.target, "text": done.text, "sampler": done.sampler, "losses": done.losses, "notes": done.notes}
-    put(data, done.text, as_json=as_json)
+        _remarks(done, tuned)
+    data: dict[str, Any] = {
+        "to": done.target, "text": done.text, "sampler": done.sampler, "losses": done.losses, "notes": done.notes,
+    }  # fmt: skip
+    put(data | ({"retuned": tuned.to_dict()} if tuned is not None else {}), done.text, as_json=as_json)
+
+
+def _text(
+    table: Tableau,
+    to: str,
+    accept_loss: bool,
+    model: str | None,
+    trials: int,
+    images: int,
+    shift: float | None,
+    mu: float | None,
+    quiet: bool,
+) -> tuple[Export, Retuned | None]:
+    from fewstep.export import export as convert
+
+    done = convert(table, to, accept_loss=accept_loss, shift=shift, mu=mu)
+    if model is None or not done.losses:
+        return done, None
+    from fewstep.progress import shown
+    from fewstep.retuning import retuned
+
+    with shown(quiet=quiet) as report:
+        tuned = retuned(
+            table, to, model, shift=shift, mu=mu, trials=trials, images=images, fresh=4 * images, progress=report
+        )
+    return tuned.export, tuned
+
+
+def _remarks(done: Export, tuned: Retuned | None) -> None:
+    from fewstep.words import with_error
+
+    for loss in done.losses:
+        say(f"lost: {loss}")
+    for note in (f"sampler: {done.sampler}" if done.sampler else "", *done.notes):
+        if note:
+            say(note)
+    if tuned is None:
+        return
+    said = {"original": "this table", "nearest": "nearest sampler, same times", "retuned": "exported"}
+    say(f"{tuned.judge}, {int(tuned.scores['retuned']['samples'])} fresh samples, lower is better:")
+    for role, words in said.items():
+        score = tuned.scores[role]
+        say(f"  {words:<28} {with_error(score['value'], score['standard_error'])}")
+
+
+def _folder(table: Tableau, to: str, out: Path | None, name: str) -> list[Path]:
+    if out is None:
+        raise ArgumentError(f"--to {to} writes a folder: say where with --out DIR")
+    if to == "comfyui-nodes":
+        from fewstep.adapters.comfyui import export_nodes
+
+        return export_nodes(table, out, name)
+    if to == "a1111-extension":
+        from fewstep.adapters.webui import export_extension
+
+        return export_extension(table, out, name)
+    from fewstep.diffusers import save_to_hub_folder
+
+    return save_to_hub_folder(table, out)
 
 
 COMMANDS: Commands = (
-    ("show", show, examples("fewstep show runs/mnist-6/schedule.json", "fewstep show runs/mnist-6 --plot table.png")),
+    (
+        "show",
+        show,
+        examples(
+            "fewstep show runs/mnist-6/schedule.json",
+            "fewstep show runs/mnist-6 --plot table.png",
+            "fewstep show --from diffusers:UniPCMultistepScheduler --steps 8 --option use_karras_sigmas=true",
+            "fewstep show --from k_diffusion:sample_dpmpp_2m --steps 6 --noise sd --save start.json",
+            "fewstep show runs/mnist-6 --against other.json",
+        ),
+    ),
     (
         "export",
         export,
         examples(
+            "fewstep export schedule.json --to comfyui-nodes --out ComfyUI/custom_nodes/fewstep-schedules",
             "fewstep export schedule.json --to comfyui",
             "fewstep export schedule.json --to diffusers --shift 3",
+            "fewstep export schedule.json --to sdcpp --accept-loss --model python:my_module:make_model",
             "fewstep export schedule.json --to sigmas --accept-loss --out sigmas.txt",
         ),
     ),

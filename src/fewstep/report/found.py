@@ -140,11 +140,25 @@ def _facts(found: Found, command: str) -> dict[str, str]:
         "selected by": found.selected_by,
         "selection seeds": str(found.selection.get("seeds", "")),
         "report seeds": str(found.report.get("seeds", "")),
+        "made for": made_for(found.tableau.meta.get("network", {})),
         "network": str(found.tableau.meta.get("fingerprint", "")),
         "sampler": f"{found.solver}, digest {found.tableau.digest}",
         "fewstep": str(found.tableau.meta.get("fewstep", "")),
     }
     return {k: v for k, v in facts.items() if v} | {f"note {k}": note for k, note in enumerate(found.notes, 1)}
+
+
+def made_for(network: Mapping[str, Any]) -> str:
+    """The pipeline that a schedule was found for, in words; nothing for other networks."""
+    if not network:
+        return ""
+    size = "x".join(str(network[k]) for k in ("width", "height", "num_frames") if k in network)
+    prompts = network["prompts"]
+    told = [f"{network['pipeline']} {network['weights']}", f"guidance {network['guidance']:g}"]
+    told += [f"low-noise guidance {network['guidance_2']:g}"] if "guidance_2" in network else []
+    adapters = [name for part in network.get("adapters", {}).values() for name in part]
+    told += [f"adapters {', '.join(adapters)}"] if adapters else []
+    return ", ".join([*told, size, f"{prompts['count']} prompts ({prompts['digest']})"])
 
 
 def lines(searches: Sequence[Found]) -> list[Series]:

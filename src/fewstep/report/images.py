@@ -49,6 +49,15 @@ def to_bytes(samples: Tensor) -> Bytes:
     return (values.nan_to_num(0.0).clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
 
 
+def thumbnails(samples: Tensor, most: int = 160) -> Tensor:
+    """Pixels `[B, C, H, W]` (videos: the middle frame) averaged over squares until no side exceeds about `most`."""
+    import torch
+
+    if samples.ndim == 5:
+        samples = samples[:, :, samples.shape[2] // 2]
+    return torch.nn.functional.avg_pool2d(samples, math.ceil(max(samples.shape[-2:]) / most))
+
+
 def image_grid(samples: Tensor | Bytes, *, columns: int | None = None, gap: int = 2, scale: int = 1) -> Bytes:
     """The samples side by side, row by row, as uint8 `[H, W, 1 or 3]`; each pixel becomes `scale` pixels wide.
 

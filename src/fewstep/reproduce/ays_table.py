@@ -146,8 +146,9 @@ class AysTable:
             labels = self.chooser.condition(part)
             images = sample(self.model, tableau, seeds=part, condition=labels)
             features.append(self.judge.features(images).double().cpu())
-            if self.judge.classify is not None and labels is not None:
-                right += int((self.judge.classify(images) == labels).sum())
+            classify = self.judge.classify
+            if classify is not None and labels is not None:
+                right += int((classify(images).cpu() == labels.cpu()).sum())
         rows = torch.cat(features)
         value, error = frechet_with_error(rows, self.judge.reference)
         found: dict[str, Any] = {"fd": value, "fd_error": error}

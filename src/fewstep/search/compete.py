@@ -18,13 +18,17 @@ from fewstep.errors import DenoiserError
 from fewstep.progress import Event, Report
 from fewstep.search.klub import Gram
 from fewstep.search.ledger import Ledger
-from fewstep.search.methods import AYS, HAND, Source
+from fewstep.search.methods import AYS, DESCENDING, HAND, Source, entered
 from fewstep.search.objective import Scorer
-from fewstep.search.plan import AROUND, FINALISTS, KLUB, Plan
+from fewstep.search.plan import AROUND, FINALISTS, Plan
+from fewstep.search.planner import PLANNED, Planner
 from fewstep.search.select import Candidate, Race, finite
+from fewstep.tableau import Tableau
 
 THINNED = 5
 """Grids of each way down that may enter before its best are known."""
+PROPOSALS = {"gits": 8, "oss": 2, "local_error": 10}
+"""Entries that are kept for the times that a plan proposes."""
 HANDS = (3, 2)
 """Hand-crafted grids that go on to each later round whatever their standing: the start must be well judged too."""
 
@@ -37,9 +41,11 @@ class Competition:
         scorer: judges samples on selection seeds, `plan.counts[-1]` of the race and then `plan.fresh` of the finals.
         finals: the same judge on fresh selection seeds.
         plan: rooms and counts.
-        method: `auto`, `ays`, `dmn`, or one that learns by gradient.
+        method: one of `METHODS`.
         ledger: where the cost is written.
         progress: told after every score.
+        given: somebody else's table, which enters too, and whose times all solvers try; the winner of the finals is
+            never worse.
     """
 
     def __init__(
@@ -51,7 +57,9 @@ class Competition:
         method: str,
         ledger: Ledger,
         progress: Report,
+        given: Tableau | None = None,
     ) -> None:
+        self.given = given
         self.sources, self.plan, self.method, self.ledger = sources, plan, method, ledger
         self.by_solver = {source.name: source for source in sources}
         self._scorer, self._finals, self._progress = scorer, finals, progress
@@ -63,7 +71,13 @@ class Competition:
         """Hand-crafted grids, and DMN's where the method wants them."""
         with self._stage():
             room = self.plan.rooms[0]
+            if self.method in PLANNED:
+                room -= min(room // 2, PROPOSALS[self.method])
             first, others = self.sources[0], self.sources[1:]
+            if self.given is not None:
+                self._enter([entered(first.window, self.given, first.nfe)], room)
+                for source in self.sources:
+                    self._enter(source.given(self.given), room)
             self._enter(first.hand(), room)
             best = [c.origin for c in self.race.standing()[:4]]
             for source in others:
@@ -80,13 +94,19 @@ class Competition:
             keep = int(AROUND * self.plan.rooms[0])
             sources = self._by_standing()[:2]
             for source in sources:
-                if self.method == "auto":
+                if self.method != "dmn":
                     self._enter(source.relatives(gram), self.plan.rooms[0] - keep)
                 mine = [c for c in self.race.standing() if c.solver == source.name and c.method != AYS]
                 source.descend(gram, mine)
                 left = self.plan.rooms[0] - keep - len(self.race.entries)
                 room = left if source is sources[-1] else math.ceil(0.7 * left)
                 self._enter(source.thinned([c.origin for c in mine], THINNED), len(self.race.entries) + room)
+
+    def propose(self, planner: Planner) -> None:
+        """Times planned on teacher trajectories; the plans of the best solvers enter first."""
+        with self._stage():
+            for source in self._by_standing():
+                self._enter(source.planned(planner, self.method), self.plan.rooms[0])
 
     def learn(self, teach: Callable[[list[Candidate]], list[Candidate]]) -> None:
         """Samplers learned from the best of the standing enter the race."""
@@ -98,8 +118,8 @@ class Competition:
         """Later rounds; before the last one the neighbours of the best enter, and the surrogate's guesses."""
         with self._stage():
             second, third = self.plan.rooms[1:]
-            self._promote(1, second - second // 3 if self.method in KLUB else second)
-            if self.method in KLUB:
+            self._promote(1, second - second // 3 if self.method in DESCENDING else second)
+            if self.method in DESCENDING:
                 self._enter(self._neighbours(), self.plan.rooms[0])
                 self._promote(1, second)
             for k in range(self.plan.guesses):
@@ -111,7 +131,9 @@ class Competition:
     def finals(self) -> tuple[Candidate, Candidate, dict[str, Any]]:
         """The winner, the best hand-crafted one, and the scores of the finals; where none is better, the start wins."""
         start = self.race.best(HAND)
-        entries = [start, *(c for c in self.race.standing()[: FINALISTS - 1] if c is not start)]
+        best = [c for c in self.race.standing()[: FINALISTS - 1] if c is not start]
+        given = [c for c in self.race.entries if c.tableau is self.given and c not in best]
+        entries = [start, *best[: FINALISTS - 1 - len(given)], *given]
         count = self.plan.fresh
         scores: dict[int, float] = {}
         with self.ledger.stage("finals", self.plan.stages["finals"]):
@@ -129,11 +151,12 @@ class Competition:
     def _by_standing(self) -> list[Source]:
         """The solvers, that of the best entry first."""
         names = dict.fromkeys(c.solver for c in self.race.standing())
-        return [self.by_solver[name] for name in names]
+        return [self.by_solver[name] for name in names if name in self.by_solver]  # a given table has none
 
     def _neighbours(self) -> Iterator[Candidate]:
         for candidate in self.race.standing()[:3]:
-            yield from self.by_solver[candidate.solver].around(candidate)
+            if candidate.solver in self.by_solver:
+                yield from self.by_solver[candidate.solver].around(candidate)
 
     def _guess(self, k: int) -> Candidate | None:
         """The surrogate's next place, for the solver of the best entry (every fourth time for that of the second
@@ -142,7 +165,7 @@ class Competition:
         Scores of the first round are brought to the second's level by the typical ratio, and count as noisier.
         """
         first, second = self.plan.counts[:2]
-        names = list(dict.fromkeys(c.solver for c in self.race.standing()))
+        names = [source.name for source in self._by_standing()]
         source = self.by_solver[names[1 if len(names) > 1 and k % 4 == 3 else 0]]
         mine = [c for c in self.race.entries if c.solver == source.name and math.isfinite(min(c.scores.values()))]
         if source.steps < 2 or len(mine) < 4:

@@ -19,19 +19,23 @@ from fewstep.search.ays import DIRECT, Descent, Snapshot, descents, to_ratios, t
 from fewstep.search.dmn import dmn_times
 from fewstep.search.gradient.recipes import RECIPES
 from fewstep.search.klub import Gram
+from fewstep.search.planner import PLANNED, Planner
 from fewstep.search.relatives import rescaled_entropic
 from fewstep.search.select import Candidate
 from fewstep.search.surrogate import Array, propose
 from fewstep.search.window import Window
+from fewstep.tableau import Tableau
 
-METHODS = ("auto", "ays", "dmn", *RECIPES)
+METHODS = ("auto", "ays", "dmn", *PLANNED, *RECIPES)
+DESCENDING = ("auto", "ays")
+"""Methods that go down a KLUB table."""
 RECOMMENDED = ("dpmpp_2m", "unipc", "ipndm", "dpmpp_3m")
 """What `solver="auto"` tries: multistep solvers, one network call a step, each the best of its family somewhere."""
 DMN_OPTIONS: tuple[dict[str, Any], ...] = ({"p": 1.0}, {"p": 2.0}, {"p": 1.0, "order": 2}, {"p": 1.0, "truncation": 0})
 """The authors' two exponents come first; `auto` takes only those."""
 POWERS = (1.0, 0.85, 1.15)
 """Of the rescaled entropic times that `auto` enters: the paper's, and around it."""
-HAND, DMN, LOSS, AYS, GUESS = "hand", "dmn", "loss", "ays", "surrogate"
+HAND, DMN, LOSS, AYS, GUESS, GIVEN = "hand", "dmn", "loss", "ays", "surrogate", "given"
 
 MANY, COARSE = 14, 10
 """From so many steps on AYS also takes the paper's way: grids of ten steps go down, and are refined to the number
@@ -88,6 +92,12 @@ class Source:
                 continue
             yield from _some(self.candidate(grid, HAND, name))
 
+    def given(self, table: Tableau) -> Iterator[Candidate]:
+        """This solver on the times of somebody else's table, spread over as many steps."""
+        with suppress(ArgumentError):  # times that reach out of the window
+            grid = respread(self.window, table, self.steps)
+            yield from _some(self.candidate(grid, GIVEN, f"times of {table.name or 'the given table'}"))
+
     def dmn(self, variants: int) -> Iterator[Candidate]:
         """DMN's minimisers, for that many variants of the bound."""
         if self.steps < 2:
@@ -97,6 +107,11 @@ class Source:
             ends = {"start": self.window.start, "end": self.window.end}
             grid = dmn_times(self.noise, self.steps, **ends, **options)
             yield from _some(self.candidate(grid, DMN, f"DMN, {said}", **options))
+
+    def planned(self, planner: Planner, method: str) -> Iterator[Candidate]:
+        """Times that a plan on teacher trajectories proposes."""
+        for grid, origin, about in planner.propose(method, self.name, self.solver, self.steps):
+            yield from _some(self.candidate(grid, method, origin, **about))
 
     def relatives(self, gram: Gram) -> Iterator[Candidate]:
         """Times from the network's own denoising loss, which the KLUB table holds."""
@@ -227,3 +242,36 @@ def _own_solver(window: Window, solver: Solver, nfe: int) -> Source:
 
 def _some(candidate: Candidate | None) -> list[Candidate]:
     return [] if candidate is None else [candidate]
+
+
+def respread(window: Window, table: Tableau, steps: int) -> Tensor:
+    """The falling times of a table with as many steps, between the ends of the window."""
+    noise = window.noise
+    own: list[float] = []
+    for t in (table.schedule.times if table.schedule is not None else table.times).tolist():
+        if not own or t < own[-1]:
+            own.append(t)
+    inner = [t for t in own[1:-1] if window.last < t < window.first]
+    grid = torch.tensor([window.first, *inner, window.last], dtype=torch.float64, device="cpu")
+    return grid if len(grid) == steps + 1 else times.resample(grid, steps, noise)
+
+
+def entered(window: Window, table: Tableau, nfe: int) -> Candidate:
+    """A finished table as a candidate of its own.
+
+    Errors: `ArgumentError` for another number of calls, another noise schedule, or another start than the window's.
+    """
+    if table.nfe != nfe:
+        raise ArgumentError(f"the given table makes {table.nfe} network calls, and nfe is {nfe}: give them alike")
+    if table.noise != window.noise:
+        raise ArgumentError(
+            f"the given table is for {table.noise!r}, and the network has {window.noise!r}: trace it with the network's"
+        )
+    begun, first = window.noise.ratio(table.times[0]).item(), window.noise.ratio(window.first).item()
+    if abs(begun - first) > 0.05 * first:
+        raise ArgumentError(
+            f"the given table starts at noise level {begun:.4g}, and the search at {first:.4g}: give start= to match"
+        )
+    name = f"{table.name or 'table'} (given)"
+    grid = respread(window, table, max(1, len({*table.times.tolist()}) - 1))
+    return Candidate(table.schedule, table, name, GIVEN, "the given table", to_ratios(window.noise, grid).log())

@@ -11,11 +11,16 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from fewstep.errors import ArgumentError
+from fewstep.search.dynamic_oss import calls as oss_calls
+from fewstep.search.methods import DESCENDING
+from fewstep.search.planner import PLANNED
 
 REPORT, PAIRED, GRAM = 0.28, 0.05, 0.13
 """Shares of the final figures, of the teacher behind the paired figure, of the noising paths; the race has the rest."""
 FINALISTS = 4
 """The best three and the best hand-crafted grid."""
+PATHS, STEPPED = 0.12, 0.1
+"""Shares of the teacher's trajectories that plans are made on, and of the student's states that OSS follows."""
 LEVELS = 96
 """Noise levels of the KLUB table."""
 LEAST = 48
@@ -24,18 +29,19 @@ AROUND = 0.2
 """Part of the race's entries that is kept for the neighbours of the best."""
 LEARN, LEARN_REPORT = 0.5, 0.15
 """Parts of the whole that a method which learns by gradient has for that, the teacher included, and for REPORT."""
-KLUB = ("auto", "ays")
-"""Methods that look at a KLUB table; `dmn` and those that learn by gradient do not."""
-ENTRIES = {"dmn": 16, "ays": 40, "auto": 36}
+ENTRIES = {"dmn": 16, "ays": 40, "auto": 36, "gits": 24, "oss": 18, "local_error": 26}
 """Entries that the race is laid out for; a larger budget first goes into more images for each."""
-GUESSES = {"dmn": 0, "ays": 0, "auto": 16}
+GUESSES = {"dmn": 0, "ays": 0, "auto": 16, "gits": 0, "oss": 0, "local_error": 0}
 """Places that the surrogate may propose."""
 LAST = 8
 """Images of the last round and of the finals, in those of the first: a few bad samples weigh much in a small set."""
-LEAST_ENTRIES = {"dmn": 13, "ays": 24, "auto": 24}
+LEAST_ENTRIES = {"dmn": 13, "ays": 24, "auto": 24, "gits": 18, "oss": 15, "local_error": 20}
 """Entries that are given up last when images get dear: the hand-crafted grids, and some of each way."""
 FEW_LAST = 6
 """As LAST, where images are dear."""
+MATCHED, FEW_MATCHED = (4, 12), (4, 8)
+"""The same of the last round and of the finals where only the race is matched with the teacher: a comparison on the
+same seeds needs few images, the Fréchet distance of the finals many."""
 MOST_IMAGES = 256
 """Images of the first round, at most; what is left of a large budget goes into more entries."""
 
@@ -48,10 +54,11 @@ class Plan:
         max_calls: the budget.
         levels, paths: noise levels and data samples of the KLUB table; 0 without AYS.
         made: samples that the teacher makes because there are no data.
+        trajectories: of the teacher, that plans are made on; stepped: those that OSS follows. 0 with other methods.
         counts: images in each round of the race.
         rooms: candidates in each round; guesses: those that the surrogate proposes, which enter at the second round.
         fresh: images in the finals, on fresh seeds.
-        taught: whether selection needs the teacher on every seed.
+        taught: rounds that need the teacher on every seed: 0, 1 (the race), or 2 (and the finals).
         report, paired: images of the final figures, and those of them that the teacher makes too.
         image_cost: network calls of one image of the sampler that is looked for.
         stages: calls of each stage, at most.
@@ -61,11 +68,13 @@ class Plan:
     levels: int
     paths: int
     made: int
+    trajectories: int
+    stepped: int
     counts: tuple[int, ...]
     rooms: tuple[int, ...]
     guesses: int
     fresh: int
-    taught: bool
+    taught: int
     report: int
     paired: int
     image_cost: int
@@ -95,13 +104,14 @@ def plan(
     method: str = "auto",
     solvers: int = 1,
     made: bool = False,
-    taught: bool = False,
+    taught: int = 0,
     levels: int = LEVELS,
     most_paths: int = 4096,
     paths: int | None = None,
     selection: int | None = None,
     report: int | None = None,
     table: bool = True,
+    walked_already: bool = False,
     checked: int = 0,
     fewest: int = 0,
     learned: bool = False,
@@ -113,14 +123,15 @@ def plan(
         nfe: calls of the sampler that is looked for.
         batch_cost: network calls of one evaluation (2 with guidance).
         teacher: calls of one reference sample; 0 where there is none.
-        method: `auto`, `ays`, `dmn`, or one that learns by gradient.
+        method: one of `fewstep.search.methods.METHODS`.
         solvers: how many solvers compete.
         made: whether the data have to be made by the teacher.
-        taught: whether selection compares with the teacher.
+        taught: what compares with the teacher: 0 nothing, 1 the race, 2 the finals too.
         levels: noise levels of the KLUB table.
         most_paths: data samples that there are.
         paths, selection, report: numbers of samples that the caller asks for.
         table: whether the KLUB table is still to be computed, where the method needs one.
+        walked_already: whether the plans' trajectories are there.
         checked: calls for a look at the data.
         learned: whether the method learns by gradient.
         fewest: images of the first round that the judge should have. Where the budget is short, fewer samplers enter
@@ -128,18 +139,21 @@ def plan(
 
     Errors: `ArgumentError` when the budget is too small for any search; it says how much would do.
     """
-    klub = method in KLUB
+    klub = method in DESCENDING
     one, taught_one = nfe * batch_cost, teacher * batch_cost
     whole = max_calls - batch_cost
     shown = report or _between((LEARN_REPORT if learned else REPORT) * whole / (2 * one), LEAST, 5000)
     pairs = min(shown, _between(PAIRED * whole / taught_one, 8, 256)) if teacher else 0
     levels = levels if klub and table else 0
     walks = walked(whole, levels * batch_cost, taught_one if made else 0, klub, most_paths, paths)
+    runs, stepped = trajectories(whole, method, taught_one, nfe, batch_cost, paths, walked_already)
     stages = {
         "probe": batch_cost,  # one question, by which a cache recognises the network
         "range of the data": checked,
         "data": walks * taught_one if made else 0,
         "KLUB table": walks * levels * batch_cost,
+        "trajectories": runs * taught_one,
+        "optimal steps": 2 * stepped * oss_calls(teacher + 1, nfe) * batch_cost,
         "report": 2 * shown * one,
         "teacher of the report": pairs * taught_one,
     }
@@ -147,21 +161,43 @@ def plan(
         stages["learning"] = int(LEARN * whole)
     rest = max_calls - sum(stages.values())
     like = "dmn" if learned else method
-    shape = _Shape(one, taught_one if taught else 0, ENTRIES[like] + 6 * (solvers - 1), GUESSES[like])
+    shape = _Shape(one, taught_one, taught, ENTRIES[like] + 6 * (solvers - 1), GUESSES[like])
     counts, rooms, guesses, fresh = shape.fill(rest, selection, fewest, LEAST_ENTRIES[like])
     if rooms[0] < 8:
-        enough = _enough(nfe, batch_cost, teacher, klub, made, taught) * (2 if learned else 1)
         why = ", or give data=, which the teacher has to make otherwise" if made else ""
+        enough = _enough(nfe, batch_cost, teacher, klub, made, taught) * (2 if learned else 1)
+        enough += checked + 2 * stages["trajectories"]
         raise ArgumentError(
-            f"max_calls={max_calls} is too small a budget at {nfe} calls per sample: the search needs about "
-            f"{enough + checked}; give more calls (or minutes){why}"
+            f"max_calls={max_calls} is too small a budget at {nfe} calls per sample: the search needs about {enough}; "
+            f"give more calls (or minutes){why}"
         )
     stages["race"] = shape.images(counts, rooms, guesses) * one
     stages["finals"] = FINALISTS * fresh * one
-    stages["teacher of the selection"] = (counts[-1] + fresh) * taught_one if taught else 0
+    stages["teacher of the selection"] = shape.teacher(counts[-1], fresh)
     return Plan(
-        max_calls, levels, walks, walks if made else 0, counts, rooms, guesses, fresh, taught, shown, pairs, one, stages
-    )
+        max_calls, levels, walks, walks if made else 0, runs, stepped, counts, rooms, guesses, fresh, taught, shown,
+        pairs, one, stages,
+    )  # fmt: skip
+
+
+def trajectories(
+    calls: int, method: str, per_path: int, n_max: int, batch_cost: int, asked: int | None, there: bool
+) -> tuple[int, int]:
+    """How many teacher trajectories a plan is made on, and how many of them OSS follows.
+
+    Args:
+        calls: of the whole budget.
+        method: which may need none.
+        per_path: network calls of one trajectory.
+        n_max: largest number of steps that OSS searches.
+        batch_cost: network calls of one evaluation.
+        asked: the number that the caller wants; there: whether they are made already.
+    """
+    if method not in PLANNED or there or not per_path:
+        return 0, 0
+    runs = asked or _between(PATHS * calls / per_path, 8, 256)
+    one = 2 * oss_calls(per_path // batch_cost + 1, n_max) * batch_cost
+    return runs, min(runs, _between(STEPPED * calls / max(1, one), 2, 64)) if method == "oss" else 0
 
 
 def walked(calls: int, per_path: int, per_sample: int, klub: bool, most: int, asked: int | None) -> int:
@@ -183,34 +219,44 @@ def walked(calls: int, per_path: int, per_sample: int, klub: bool, most: int, as
 
 @dataclass(frozen=True)
 class _Shape:
-    """The proportions of the race: calls of one image and of its teacher (0 where not needed), entries, guesses."""
+    """The proportions of the race: calls of one image and of its teacher, rounds that are taught, entries, guesses."""
 
     one: int
     taught_one: int
+    taught: int
     entries: int
     guesses: int
 
     def fill(self, calls: int, selection: int | None, fewest: int, least_entries: int) -> Filled:
         """Counts, rooms, guesses, and the images of the finals, that `calls` can pay for."""
-        # In images of the first round: 2.5 for each entry with its later rounds, 2 for each guess, 8 for each finalist.
-        whole = 2.5 * self.entries + 2 * self.guesses + LAST * FINALISTS
-        unit = _between(
-            calls / (self.one * whole + 2 * LAST * self.taught_one), 8 if self.taught_one else 16, MOST_IMAGES
-        )
+        # In images of the first round: 2.5 for each entry with its later rounds, 2 for each guess.
+        last, fresh = self._lasts[0]
+        whole = 2.5 * self.entries + 2 * self.guesses + fresh * FINALISTS
+        teacher = self.teacher(last, fresh)
+        unit = _between(calls / (self.one * whole + teacher), 8 if teacher else 16, MOST_IMAGES)
         if selection is not None:
-            unit = min(unit, max(8, selection // (2 * LAST)))
+            unit = min(unit, max(8, selection // (last + fresh)))
             fewest = min(fewest, unit)
         for images in range(fewest, unit, -1):
-            for last in (LAST, FEW_LAST):
-                filled = self._filled(calls, images, last)
+            for lasts in self._lasts:
+                filled = self._filled(calls, images, *lasts)
                 if filled[1][0] >= least_entries:
                     return filled
-        return self._filled(calls, unit, LAST)
+        return self._filled(calls, unit, *self._lasts[0])
 
-    def _filled(self, calls: int, unit: int, last: int) -> Filled:
+    @property
+    def _lasts(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Images of the last round and of the finals, in those of the first; and the same where images are dear."""
+        return (MATCHED, FEW_MATCHED) if self.taught == 1 else ((LAST, LAST), (FEW_LAST, FEW_LAST))
+
+    def teacher(self, race: int, finals: int) -> int:
+        """Calls of the teacher for so many images of the race and of the finals."""
+        return self.taught_one * (race * (self.taught > 0) + finals * (self.taught > 1))
+
+    def _filled(self, calls: int, unit: int, last: int, final: int) -> Filled:
         """As many entries as `calls` can pay for with `unit` images in the first round."""
-        counts, fresh = (unit, 2 * unit, last * unit), last * unit
-        rest = calls - FINALISTS * fresh * self.one - (counts[-1] + fresh) * self.taught_one
+        counts, fresh = (unit, 2 * unit, last * unit), final * unit
+        rest = calls - FINALISTS * fresh * self.one - self.teacher(counts[-1], fresh)
         entries = int(rest / self.one / unit)
         while entries > 0:
             guesses = entries * self.guesses // self.entries
@@ -231,12 +277,12 @@ Filled = tuple[tuple[int, ...], tuple[int, ...], int, int]
 """Images in each round, candidates in each, guesses, and images of the finals."""
 
 
-def _enough(nfe: int, batch_cost: int, teacher: int, klub: bool, made: bool, taught: bool) -> int:
+def _enough(nfe: int, batch_cost: int, teacher: int, klub: bool, made: bool, taught: int) -> int:
     """A budget that surely does, for the message."""
     calls = 200 * LEAST * nfe * batch_cost // 10
     if klub:
         calls += 64 * 96 * batch_cost
-    return int(2 * calls + (64 * made + 64 * taught + 16) * teacher * batch_cost)
+    return int(2 * calls + (64 * made + 32 * taught + 16) * teacher * batch_cost)
 
 
 def _between(value: float, low: int, high: int) -> int:

@@ -26,7 +26,7 @@ class Candidate:
     """A sampler that takes part.
 
     Attributes:
-        schedule: its decisions, None for learned weights; tableau: its numbers.
+        schedule: its decisions, None for learned weights and for tables from elsewhere; tableau: its numbers.
         solver: the solver's name; method: `hand`, `dmn`, `ays`, ...; origin: where the times come from, in words.
         log_ratios: `[n+1]` log(sigma / alpha) of its times, to recognise equal grids.
         scores: score by number of images.
@@ -44,15 +44,17 @@ class Candidate:
 
     def same(self, other: Candidate) -> bool:
         """Whether both are one sampler, for practical purposes."""
+        if self.solver != other.solver:
+            return False
         if self.schedule is None or other.schedule is None:
             return self.tableau.isclose(other.tableau)
-        if self.solver != other.solver or self.log_ratios.shape != other.log_ratios.shape:
+        if self.log_ratios.shape != other.log_ratios.shape:
             return False
         return bool((self.log_ratios - other.log_ratios).abs().max() < SAME)
 
     @property
     def times(self) -> Tensor:
-        """Of its grid; of its states where the weights are learned."""
+        """Of its grid; of its states where the decisions are not known."""
         return self.tableau.times if self.schedule is None else self.schedule.times
 
     def record(self) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from fewstep.errors import ArgumentError
 from fewstep.noise import NoiseSchedule, as_float64
+from fewstep.search.dynamic import Paths, cheapest
 from fewstep.search.klub import Gram
 from fewstep.times.ends import End, grid, whole
 from fewstep.times.grids import finite_ratio
@@ -31,31 +32,25 @@ class ShortestPaths:
 
     Attributes:
         levels: `[L]` rising ratios.
-        costs: `[n_max + 1, L]` least cost of `n` steps from level k to level 0; infinite where there is no such path.
-        below: `[n_max + 1, L]` the level after the first of these steps.
+        paths: over the levels from the highest to the lowest.
     """
 
     levels: Tensor
-    costs: Tensor
-    below: Tensor
+    paths: Paths
 
     def path(self, n: int, start: int = -1) -> Tensor:
         """`[n+1]` ratios, falling, of the best grid of n steps from a level (by default the highest) to the lowest.
 
         Errors: `ArgumentError` when n exceeds what was computed, or the levels between.
         """
-        k = range(len(self.levels))[start]
-        most = min(len(self.costs) - 1, k)
-        if not 1 <= n <= most:
-            raise ArgumentError(f"n is {n}: from level {k} there are paths of 1 to {most} steps")
-        at = [k]
-        for steps in range(n, 0, -1):
-            at.append(int(self.below[steps, at[-1]]))
-        return self.levels[at]
+        return self.levels.flip(0)[self.paths.path(n, self._knot(start))]
 
     def cost(self, n: int, start: int = -1) -> float:
-        """The least cost of n steps from a level to the lowest."""
-        return self.costs[n, start].item()
+        """The least cost of n steps from a level to the lowest; infinite where there is no such path."""
+        return float(self.paths.costs[n, self._knot(start)])
+
+    def _knot(self, level: int) -> int:
+        return len(self.levels) - 1 - range(len(self.levels))[level]
 
 
 def shortest_paths(klub: Callable[[Tensor, Tensor], Tensor], levels: Tensor, n_max: int) -> ShortestPaths:
@@ -71,16 +66,11 @@ def shortest_paths(klub: Callable[[Tensor, Tensor], Tensor], levels: Tensor, n_m
     levels, n_max = as_float64(levels), whole(n_max, "n_max")
     if levels.ndim != 1 or len(levels) < 2 or not bool((levels.diff() > 0).all()):
         raise ArgumentError("levels must be at least two rising noise levels")
-    count = len(levels)
-    low, high = torch.tril_indices(count, count, -1, device="cpu").flip(0)
+    count, falling = len(levels), levels.flip(0)
+    above, below = torch.triu_indices(count, count, 1, device="cpu")
     edges = torch.full((count, count), torch.inf, dtype=torch.float64, device="cpu")
-    edges[low, high] = as_float64(klub(levels[low], levels[high]))
-    costs = torch.full((n_max + 1, count), torch.inf, dtype=torch.float64, device="cpu")
-    costs[0, 0] = 0.0
-    below = torch.zeros(n_max + 1, count, dtype=torch.long, device="cpu")
-    for n in range(1, n_max + 1):
-        costs[n], below[n] = (costs[n - 1][:, None] + edges).min(0)
-    return ShortestPaths(levels, costs, below)
+    edges[above, below] = as_float64(klub(falling[below], falling[above]))
+    return ShortestPaths(levels, cheapest(edges.numpy(), n_max))
 
 
 def shortest(

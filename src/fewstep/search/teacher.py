@@ -85,7 +85,7 @@ class Teacher:
         self.denoiser, self.tableau, self.condition, self._batch = denoiser, tableau, condition, batch_size
         self.init = init
         kept = cache if isinstance(cache, Cache) else Cache(cache)
-        guard = probe or Probe(denoiser, condition(range(1)))
+        guard = self.probe = probe or Probe(denoiser, condition(range(1)))
         self.dtype = torch.promote_types(denoiser.dtype, torch.float32)
         self._rows = SeedRows(kept, self._name, self._run, guard, chunk=CHUNK, batch=batch_size)
         identity = {
@@ -202,8 +202,12 @@ class Teacher:
             self.denoiser.fingerprint, self.tableau.digest, list(seeds), self.condition(seeds), *init, *more
         )
 
+    def start_digest(self, seeds: Sequence[int]) -> str:
+        """Names the clean images that the seeds start from."""
+        return "" if self.init is None else digest(self.init(seeds))
+
     def _token(self, seeds: Sequence[int]) -> str:
-        return digest(list(seeds), self.condition(seeds), () if self.init is None else self.init(seeds))
+        return digest(list(seeds), self.condition(seeds), self.start_digest(seeds))
 
     def _run(self, seeds: list[int]) -> Tensor:
         images = sample(

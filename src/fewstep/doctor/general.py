@@ -1,0 +1,84 @@
+"""What concerns any scheduler: the wrong family, image-to-image, what it takes, what compilers make of it."""
+
+from __future__ import annotations
+
+from fewstep.doctor.patient import FLOW_KEYS, FLOW_PIPELINES, Finding, Patient
+
+STRENGTHS = (0.2, 0.3, 0.5, 0.75)
+
+
+def wrong_family(p: Patient) -> Finding | None:
+    """A scheduler of one family with the configuration, or the pipeline, of the other; nothing raises an error."""
+    hidden = getattr(p.scheduler, "_internal_dict", {})
+    foreign = [k for k in FLOW_KEYS if k in hidden and k not in p.own_keys]
+    flow_pipeline = p.pipeline.startswith(FLOW_PIPELINES)
+    if p.is_flow and p.pipeline.startswith(("StableDiffusionPipeline", "StableDiffusionXL", "DDPM", "DDIM")):
+        return Finding(
+            "wrong-family", "trap",
+            f"{p.name} is for flow models, and {p.pipeline} has a network that predicts noise: images will be noise",
+            "take a scheduler of the network's family", {"scheduler": "flow", "pipeline": p.pipeline},
+        )  # fmt: skip
+    if p.is_flow or not (foreign or flow_pipeline):
+        return None
+    why = f"{p.pipeline} is a flow model" if flow_pipeline else f"the configuration has {', '.join(foreign)}"
+    return Finding(
+        "wrong-family",
+        "trap",
+        f"{p.name} is for networks in variance-preserving noise, predicting {p.get('prediction_type', 'epsilon')}, and "
+        f"{why}: it runs, without an error, and makes garbage",
+        "take a FlowMatch scheduler, or UniPC or DPM-Solver++ with use_flow_sigmas=True, "
+        'prediction_type="flow_prediction" and flow_shift',
+        {"foreign": foreign, "pipeline": p.pipeline, "prediction": p.get("prediction_type", "epsilon")},
+    )
+
+
+def image_to_image(p: Patient) -> Finding | None:
+    """`int(steps * strength)` network calls, sometimes none."""
+    order = int(getattr(p.scheduler, "order", 1))
+    counts = {s: min(int(p.steps * s), p.steps) for s in STRENGTHS}
+    if p.steps > 20:
+        return None
+    said = ", ".join(f"{n} at strength {s:g}" for s, n in counts.items())
+    empty = " (none at all there: the image comes back as it is, or an error)" if 0 in counts.values() else ""
+    return Finding(
+        "image-to-image",
+        "note",
+        f"of {p.steps} steps image-to-image runs int(steps x strength): {said}{empty}"
+        + (f"; times {order} calls each" if order > 1 else ""),
+        "search a schedule for that start (fewstep optimize --strength) instead of cutting one short",
+        {"steps": {str(s): n for s, n in counts.items()}, "calls_per_step": order},
+    )
+
+
+def accepted(p: Patient) -> Finding | None:
+    """What a schedule of one's own may be given as."""
+    sigmas = p.takes("sigmas") and (p.get("use_flow_sigmas") or p.name != "UniPCMultistepScheduler")
+    sigmas = sigmas and not p.name.startswith("EDM")
+    times = p.takes("timesteps") and not p.get("use_flow_sigmas")
+    if sigmas or times:
+        return None
+    return Finding(
+        "no-own-schedule",
+        "note",
+        f"{p.name} takes neither sigmas nor timesteps with this configuration: an optimised schedule cannot be used "
+        "with it",
+        "run a FewStepScheduler (fewstep export --to diffusers-hub), or Euler, which takes free sigmas",
+        {"sigmas": bool(sigmas), "timesteps": bool(times)},
+    )
+
+
+def compiled_step(p: Patient) -> Finding | None:
+    """Known of all schedulers, not measured here."""
+    if p.steps <= 1:
+        return None
+    return Finding(
+        "compiled-step",
+        "note",
+        f"torch.compile(scheduler.step) would trace {p.steps} graphs for {p.steps} steps, for step_index is a Python "
+        "number (not measured here)",
+        "compile the whole loop, or the network alone",
+        {"graphs": p.steps, "measured": False},
+    )
+
+
+CHECKS = (wrong_family, image_to_image, accepted, compiled_step)
