@@ -30,14 +30,16 @@ NOISE = EDM()
 
 def mixture() -> Denoiser:
     means = torch.tensor([[-1.0, -1.0], [-1.0, 1.0], [1.0, -1.0], [1.0, 1.0]], dtype=torch.float64)
-    return problems.GaussianMixture(means, 0.01, noise=NOISE, name="four").denoiser()
+    known = problems.GaussianMixture(means, 0.01, noise=NOISE, name="four").denoiser()
+    net: Any = lambda x, t, condition=None: known(x, t)  # noqa: E731 - one that nobody recognises, for quick figures
+    return Denoiser(net, noise=NOISE, shape=(2,), dtype=known.dtype, fingerprint="four")
 
 
 def off_the_modes(images: torch.Tensor) -> torch.Tensor:
     return ((images.abs() - 1).square().sum(1) / 0.02 - 1).square()
 
 
-SMALL: dict[str, Any] = {"max_calls": 20_000, "teacher_calls": 20, "objective": off_the_modes}
+SMALL: dict[str, Any] = {"max_calls": 15_000, "teacher_calls": 20, "objective": off_the_modes}
 
 
 def stage(found: Found, name: str) -> dict[str, Any]:
@@ -56,7 +58,7 @@ def test_optimize_learns(method: str, tmp_path: Path) -> None:
     assert learned[0]["learned"]["score"] <= learned[0]["learned"]["start_score"]
     told = stage(found, "learning")
     assert 0 < told["calls"] <= told["planned"] and told["backward"] == learned[0]["learned"]["backward"] > 0
-    assert found.backward == told["backward"] and found.calls <= 20_000
+    assert found.backward == told["backward"] and found.calls <= 15_000
     assert any("identities are off by" in note for note in found.notes)
     kept = Tableau.load(tmp_path / "schedule.json")
     assert kept == found.tableau and Found.load(tmp_path).times == found.times
@@ -142,23 +144,17 @@ def judged(features: Any = seen) -> Judge:
     return Judge("moments", features, Statistics.of(seen(exact.double())), seen(exact.double()))
 
 
-def test_the_race_is_matched_and_the_data_decide_the_finals() -> None:
-    options = SMALL | {"objective": "auto", "judge": judged(), "max_calls": 30_000}
-    found = optimize(mixture(), 3, "times", **options)
-    assert "teacher's end points" in found.selection["race"] and found.selection["judge"].startswith("Fréchet")
-    assert found.selection["after"] <= found.selection["before"] and found.calls <= 30_000
-    assert stage(found, "learning")["backward"] > 0 and not any("scores the teacher" in note for note in found.notes)
-
-
-def test_a_given_table_takes_part_in_learning() -> None:
-    net = mixture()
+def test_the_race_is_matched_the_data_decide_the_finals_and_a_given_table_takes_part() -> None:
     given = replace(solvers.dpmpp_2m(times.logsnr(NOISE, 3)).tabulate(NOISE), schedule=None, name="mine")
-    found = optimize(net, 3, "weights", given=given, **SMALL)
+    options = SMALL | {"objective": "auto", "judge": judged(), "given": given}
+    found = optimize(mixture(), 3, "weights", **options)
+    assert "teacher's end points" in found.selection["race"] and found.selection["judge"].startswith("Fréchet")
+    assert stage(found, "learning")["backward"] > 0 and not any("scores the teacher" in note for note in found.notes)
     mine = next(c for c in found.candidates if c["method"] == "given" and c["solver"] == "mine (given)")
     same = next(c for c in found.candidates if c["origin"] == "times of mine")  # by dpmpp_2m, as the table is
     first = min(mine["scores"], key=int)
     assert mine["times"] == given.times.tolist() and mine["scores"][first] == pytest.approx(same["scores"][first])
-    assert found.selection["after"] <= mine["fresh"]["score"]
+    assert found.selection["after"] <= min(mine["fresh"]["score"], found.selection["before"])
 
 
 def test_features_without_a_gradient_are_not_followed() -> None:
