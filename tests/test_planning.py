@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -288,14 +289,17 @@ def test_planned_times_beat_every_grid_made_by_hand() -> None:
     assert end_error(net, teacher, made.times[moved]) < 0.6 * hand
 
 
-BUDGET = 9_000
+BUDGET = 11_000
 
 
 def counted() -> Denoiser:
-    return problems.get("mixture_1d").denoiser()
+    """A mixture that nobody recognises: exact samples of a known one would be compared with, slowly."""
+    known = problems.get("mixture_1d").denoiser()
+    net: Any = lambda x, t, condition=None: known(x, t)  # noqa: E731
+    return Denoiser(net, noise=known.noise, shape=known.shape, dtype=known.dtype, fingerprint="mixture")
 
 
-@pytest.mark.parametrize("method", ["gits", "oss", "local_error"])
+@pytest.mark.parametrize("method", [pytest.param("gits", marks=pytest.mark.slow), "oss", "local_error"])
 def test_methods_of_optimize(method: str, tmp_path: Path) -> None:
     net = counted()
     found = optimize(net, 3, method, max_calls=BUDGET, teacher_calls=16, out=tmp_path)
@@ -314,7 +318,7 @@ def test_methods_of_optimize(method: str, tmp_path: Path) -> None:
 
 def test_several_numbers_of_calls_share_the_trajectories() -> None:
     net = counted()
-    many = optimize_many(net, [2, 3], "dpmpp_2m", "local_error", max_calls=2 * BUDGET, teacher_calls=16)
+    many = optimize_many(net, [2, 3], "dpmpp_2m", "gits", max_calls=2 * BUDGET, teacher_calls=16)
     assert len(many) == 2 and net.evaluations == many.calls <= 2 * BUDGET
     shared = [stage["stage"] for stage in many.shared]
     assert shared.count("trajectories") == 1

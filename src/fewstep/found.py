@@ -59,9 +59,19 @@ class Found:
 
     @property
     def schedule(self) -> SolverSchedule:
-        """The decisions of the sampler found."""
+        """The decisions of the sampler found; a learned table has none."""
         assert self.tableau.schedule is not None
         return self.tableau.schedule
+
+    @property
+    def times(self) -> list[float]:
+        """Of the sampler's grid; of its states where the weights are learned."""
+        return (self.tableau.times if self.tableau.schedule is None else self.tableau.schedule.times).tolist()
+
+    @property
+    def backward(self) -> int:
+        """Network calls that were differentiated too."""
+        return sum(stage.get("backward", 0) for stage in self.stages)
 
     @property
     def calls(self) -> int:

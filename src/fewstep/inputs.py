@@ -14,10 +14,40 @@ from fewstep import models, networks, problems
 from fewstep.denoiser import Denoiser
 from fewstep.errors import ArgumentError
 from fewstep.networks.labels import innermost
+from fewstep.randomness import CalibrationSeeds, ReportSeeds, SelectionSeeds
 from fewstep.search.cache import rows
 from fewstep.search.teacher import ConditionOf
 
 MNIST_SHAPE = (1, 28, 28)
+
+
+@dataclass(frozen=True)
+class SeedsAsked:
+    """What the user asked for; None leaves the number to the budget."""
+
+    calibration: CalibrationSeeds | None
+    selection: SelectionSeeds | None
+    report: ReportSeeds | None
+
+    @staticmethod
+    def checked(calibration: Any, selection: Any, report: Any) -> SeedsAsked:
+        """The three, each of its own kind.
+
+        Errors: `SeedsError` for another kind.
+        """
+        for kind, seeds, argument in (
+            (CalibrationSeeds, calibration, "calibration"),
+            (SelectionSeeds, selection, "selection"),
+            (ReportSeeds, report, "report"),
+        ):
+            if seeds is not None:
+                kind.require(seeds, argument)
+        return SeedsAsked(calibration, selection, report)
+
+    @property
+    def paths(self) -> int | None:
+        """The number of noising paths asked for."""
+        return None if self.calibration is None else len(self.calibration)
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,7 @@ class FoundMany:
                 "solver": solver,
                 "folder": folder_of(solver, nfe),
                 **{name: getattr(found, name) for name in keep},
-                "times": found.schedule.times.tolist(),
+                "times": found.times,
                 "digest": found.tableau.digest,
                 "improved": found.improved,
                 "calls": found.calls,
@@ -209,7 +209,7 @@ class _Run:
         """Make what is shared; returns the calls that are left to each result."""
         ground, cost = self.ground, self.ground.model.batch_cost
         unmade = ground.unmade
-        alone = {pair: default_calls(pair[1]) for pair in self.pairs}
+        alone = {pair: default_calls(pair[1], learned=self.ground.learned) for pair in self.pairs}
         if minutes is not None:
             max_calls, note = affordable(ground, self.ledger, minutes, max_calls)
             ground.notes.append(note)

@@ -21,6 +21,7 @@ from fewstep.errors import ArgumentError, DenoiserError
 from fewstep.features import on_pictures
 from fewstep.found import Found
 from fewstep.judging import Objective, checked_objective
+from fewstep.learning import Loss
 from fewstep.progress import Report, silent
 from fewstep.randomness import CalibrationSeeds, ReportSeeds, SelectionSeeds
 from fewstep.search.cache import Cache, Probe
@@ -30,7 +31,7 @@ from fewstep.search.methods import METHODS, Solver, entered, sources
 from fewstep.search.objective import BATCH
 from fewstep.search.teacher import CALLS
 from fewstep.search.window import Window
-from fewstep.setting import SeedsAsked, Setting
+from fewstep.setting import Setting
 from fewstep.stages import Work
 from fewstep.tableau import Tableau
 from fewstep.times.ends import End
@@ -63,6 +64,7 @@ def optimize(
     teacher_calls: int = CALLS,
     gram: Gram | None = None,
     given: Tableau | None = None,
+    loss: Loss = "auto",
 ) -> Found:
     """Find a better sampler with `nfe` network calls for this network.
 
@@ -71,7 +73,8 @@ def optimize(
         nfe: network calls per sample.
         method: `dmn` (no network in the search), `ays` (its ways down from every hand-crafted grid) or `auto` (both,
             times from the network's loss curve, AYS from all of them, and then the guesses of a surrogate); or times
-            planned on teacher trajectories: `gits`, `oss`, or `local_error` (of the solver's own steps).
+            planned on teacher trajectories: `gits`, `oss`, or `local_error` (of the solver's own steps); or one that
+            learns by gradient from the best hand-crafted times (`fewstep.search.gradient.recipes.RECIPES`).
         solver: a name of `fewstep.solvers.NAMES`, `auto` (several multistep solvers), a function
             `times -> SolverSchedule`, or a list of them, which compete; `optimize_many` gives a result for each.
         minutes: time to spend; the network's speed is measured first, so results vary with the machine.
@@ -100,6 +103,8 @@ def optimize(
         gram: a KLUB table of this network that is there already; by default it is computed.
         given: a table to start from, of as many calls (say, a traced scheduler): it enters the race, its times are
             tried with every solver and are a start of AYS, and in the finals the result is not worse than it.
+        loss: what a method that learns by gradient lowers: a name of `fewstep.search.gradient.losses.NAMES`, an
+            objective of your own, or `auto` for the method's.
 
     Returns:
         The sampler, never worse than the best hand-crafted one on the finals' score, with its record.
@@ -114,6 +119,7 @@ def optimize(
         condition=condition, calibration=calibration, selection=selection, report=report,
         cache=cache if cache is not None else None if folder is None else folder / ".cache",
         batch_size=batch_size, progress=progress, start=start, end=end, teacher_calls=teacher_calls, gram=gram,
+        loss=loss,
     )  # fmt: skip
     if given is not None:
         entered(ground.window, given, nfe)
@@ -140,6 +146,7 @@ class Options(TypedDict, total=False):
     end: End
     teacher_calls: int
     gram: Gram | None
+    loss: Loss
 
 
 def prepared(
@@ -161,6 +168,7 @@ def prepared(
     end: End = "zero",
     teacher_calls: int = CALLS,
     gram: Gram | None = None,
+    loss: Loss = "auto",
 ) -> Setting:
     """The ground of a search, or of several; arguments as in `optimize`.
 
@@ -170,7 +178,7 @@ def prepared(
         raise ArgumentError(f"method is {method!r}: choose one of {', '.join(METHODS)}")
     if batch_size < 1:
         raise ArgumentError(f"batch_size is {batch_size}: give a positive number of images")
-    seeds = SeedsAsked.checked(calibration, selection, report)
+    seeds = inputs.SeedsAsked.checked(calibration, selection, report)
     net, name = inputs.resolve(model)
     window = Window.checked(net.noise, start, end)
     known = judge or inputs.judge_of(net)
@@ -180,7 +188,7 @@ def prepared(
     ground = Setting(
         net, name, method, window, chosen, known, of, condition is not None, Cache(cache),
         Probe(net, of(range(1))), batch_size, progress, seeds, teacher_calls,
-        None if data is None else inputs.given_data(net, data, data_condition), gram,
+        None if data is None else inputs.given_data(net, data, data_condition), gram, loss=loss,
     )  # fmt: skip
     ground.require_sources()
     return ground

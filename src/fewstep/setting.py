@@ -13,11 +13,14 @@ from torch import Tensor
 from fewstep import data_range, inputs, models
 from fewstep.denoiser import Denoiser
 from fewstep.errors import ArgumentError
-from fewstep.inputs import Data
+from fewstep.inputs import Data, SeedsAsked
 from fewstep.judging import Objective
+from fewstep.learning import Loss, lowered_by
 from fewstep.progress import Report
-from fewstep.randomness import CalibrationSeeds, ReportSeeds, Seeds, SelectionSeeds
+from fewstep.randomness import CalibrationSeeds, Seeds
 from fewstep.search.cache import Cache, Probe, first_rows, rows
+from fewstep.search.gradient.objectives import Objective as LearningObjective
+from fewstep.search.gradient.recipes import RECIPES
 from fewstep.search.judges import Judge
 from fewstep.search.klub import Gram
 from fewstep.search.ledger import Ledger
@@ -35,35 +38,6 @@ MOST_KNOWN = 1024
 """Clean samples of a known network, when no number is asked for."""
 
 
-@dataclass(frozen=True)
-class SeedsAsked:
-    """What the user asked for; None leaves the number to the budget."""
-
-    calibration: CalibrationSeeds | None
-    selection: SelectionSeeds | None
-    report: ReportSeeds | None
-
-    @staticmethod
-    def checked(calibration: Any, selection: Any, report: Any) -> SeedsAsked:
-        """The three, each of its own kind.
-
-        Errors: `SeedsError` for another kind.
-        """
-        for kind, seeds, argument in (
-            (CalibrationSeeds, calibration, "calibration"),
-            (SelectionSeeds, selection, "selection"),
-            (ReportSeeds, report, "report"),
-        ):
-            if seeds is not None:
-                kind.require(seeds, argument)
-        return SeedsAsked(calibration, selection, report)
-
-    @property
-    def paths(self) -> int | None:
-        """The number of noising paths asked for."""
-        return None if self.calibration is None else len(self.calibration)
-
-
 @dataclass
 class Setting:
     """The ground that searches share; several on one setting pay for its data, teacher and KLUB table once.
@@ -74,6 +48,7 @@ class Setting:
         asked: the condition by seed, as the user or the network wants it; own_condition: whether the user gave it.
         cache, probe, batch, progress, seeds: as in `optimize`.
         teacher_calls: of the reference sampler; 0 for none.
+        loss: what a method that learns by gradient lowers, `auto` for its own.
         data: clean samples, once they are there; gram: the KLUB table, once it is there.
         given: whether the caller gave the data, and nobody has looked at them yet.
         ready: whether the caller gave the table.
@@ -101,6 +76,7 @@ class Setting:
     given: bool = False
     planner: Planner | None = None
     most_steps: int = 1
+    loss: Loss = "auto"
 
     def __post_init__(self) -> None:
         self.given, self.ready = self.data is not None, self.gram is not None
@@ -114,6 +90,19 @@ class Setting:
     def plans(self) -> bool:
         """Whether the method plans on teacher trajectories."""
         return self.method in PLANNED
+
+    @property
+    def learned(self) -> bool:
+        """Whether the method learns by gradient."""
+        return self.method in RECIPES
+
+    @cached_property
+    def lowered(self) -> LearningObjective | None:
+        """What a method that learns by gradient lowers; None for the others.
+
+        Errors: as in `lowered_by`.
+        """
+        return lowered_by(self.method, self.loss, self.model, self.known)
 
     def require_grid(self, steps: int) -> None:
         """Refuse, before any work, plans of so many steps that the teacher's grid cannot hold; remembers the most.
@@ -157,6 +146,11 @@ class Setting:
 
         Errors: `ArgumentError`.
         """
+        assert (self.lowered is None) != self.learned
+        if self.learned and not self.teacher_calls:
+            raise ArgumentError(f"method {self.method} learns from a teacher, and teacher_calls=0 switches it off")
+        if self.learned and self.model.channels != 1:
+            raise ArgumentError(f"the network gives {self.model.channels} outputs: wrap it with guidance to learn one")
         level = self.model.noise.ratio(self.window.low).item()
         if self.klub and self.gram is not None and self.gram.ratios[0] > level * (1 + 1e-9):
             raise ArgumentError(

@@ -12,6 +12,7 @@ import fewstep
 from fewstep import models
 from fewstep.found import Found
 from fewstep.judging import report_judges, selection_judge, taught
+from fewstep.learning import Lessons, require_start
 from fewstep.progress import Event
 from fewstep.randomness import ReportSeeds, SelectionSeeds
 from fewstep.search.cache import digest
@@ -19,7 +20,8 @@ from fewstep.search.compete import Competition
 from fewstep.search.judges import Judge
 from fewstep.search.ledger import Ledger, speed
 from fewstep.search.methods import HAND, Source
-from fewstep.search.plan import Plan, default_calls, plan
+from fewstep.search.objective import Scorer
+from fewstep.search.plan import LEARN, Plan, default_calls, plan
 from fewstep.search.select import Candidate
 from fewstep.setting import Setting
 from fewstep.tableau import Tableau
@@ -48,6 +50,8 @@ class Work:
     def run(self, minutes: float | None, max_calls: int | None) -> Found:
         """All stages."""
         ground = self.setting
+        if ground.learned:
+            require_start(ground, self.nfe, self.sources)
         p = self.plan = self._plan(minutes, max_calls)
         if ground.cache.folder is not None:
             with self.ledger.stage("probe", p.stages["probe"]):
@@ -62,9 +66,10 @@ class Work:
         if p.taught and ground.teacher is not None:
             with self.ledger.stage("teacher of the selection", p.stages["teacher of the selection"]):
                 ground.teacher([*race, *fresh], ground.progress)
+        scorer = ground.scorer([self.judge], race)
         competition = self.competition = Competition(
             self.sources,
-            ground.scorer([self.judge], race),
+            scorer,
             ground.scorer([self.judge], fresh),
             p,
             ground.method,
@@ -73,6 +78,8 @@ class Work:
             self.given,
         )
         competition.begin()
+        if ground.learned:
+            competition.learn(self._lessons(p, self.judge, scorer, fresh, minutes))
         if ground.klub:
             if ground.gram is None:
                 ground.make_data(p.made, p.stages["data"], self.ledger)
@@ -86,6 +93,11 @@ class Work:
         if self.out is not None:
             found.save_all(self.out)
         return found
+
+    def _lessons(self, p: Plan, judge: Judge, scorer: Scorer, fresh: SelectionSeeds, minutes: float | None) -> Lessons:
+        offset = fresh.offset + len(fresh)
+        seconds = None if minutes is None else 60 * minutes * TIME_SHARE * LEARN
+        return Lessons(self.setting, p, self.ledger, self.nfe, judge, scorer, offset, seconds)
 
     def stopped(self) -> str:
         """Save the best so far after an interrupt; says what was saved and how to go on."""
@@ -105,7 +117,7 @@ class Work:
     def _plan(self, minutes: float | None, max_calls: int | None) -> Plan:
         ground = self.setting
         unmade = ground.unmade
-        budget = max_calls or default_calls(self.nfe)
+        budget = max_calls or default_calls(self.nfe, learned=ground.learned)
         if minutes is not None:
             budget, note = affordable(ground, self.ledger, minutes, max_calls)
             self.notes.append(note)
@@ -139,6 +151,7 @@ class Work:
             walked_already=walked,
             checked=checked,
             fewest=FEWEST if ground.objective == "frechet" else 0,
+            learned=ground.learned,
         )
 
     def _figures(self, p: Plan, winner: Candidate, start: Candidate) -> dict[str, Any]:

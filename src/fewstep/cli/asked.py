@@ -37,6 +37,7 @@ class Asked:
     source: Path | None = None
     features: str | None = None
     reference: Path | None = None
+    loss: str = "auto"
 
     def one(self, nfe: int, solver: str | list[str], folder: Path) -> tuple[Found, list[Path]]:
         """One search and its files."""
@@ -86,8 +87,10 @@ class Asked:
 
     def _options(self) -> dict[str, Any]:
         """Arguments that are the same for one search and for several."""
-        return {"objective": self.objective, "batch_size": self.batch_size, "start": self._start(), "end": self._end(),
-                "judge": self.judge}  # fmt: skip
+        return {
+            "objective": self.objective, "batch_size": self.batch_size, "start": self._start(), "end": self._end(),
+            "judge": self.judge, "loss": self.loss,
+        }  # fmt: skip
 
     @cached_property
     def judge(self) -> Judge | None:
@@ -125,11 +128,13 @@ class Asked:
     def _left(self, nfes: Sequence[int], *, default: bool = True) -> tuple[int | None, int]:
         """The calls of the search, less those of its pictures and charts; and those."""
         from fewstep.cli.delivery import own_calls
+        from fewstep.search.gradient.recipes import RECIPES
         from fewstep.search.plan import default_calls
 
+        learned = self.method in RECIPES
         own = sum(own_calls(nfe, self.around) for nfe in nfes)
         if self.max_calls is None:
-            return (default_calls(nfes[0]) - own if default and self.minutes is None else None), own
+            return (default_calls(nfes[0], learned=learned) - own if default and self.minutes is None else None), own
         if self.max_calls - own < 1:
             raise ArgumentError(
                 f"--max-calls {self.max_calls}: the picture and the chart alone take {own}; give more calls"

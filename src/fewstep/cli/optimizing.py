@@ -55,7 +55,18 @@ Around = Annotated[
 
 
 MethodOption = Annotated[
-    str, typer.Option(help="dmn (no network calls), ays, auto (both, from every start), gits, oss or local_error.")
+    str,
+    typer.Option(
+        help="dmn (no network calls), ays, auto (both, from every start); planned: gits, oss, local_error; or learned "
+        "by gradient: times, weights, joint, ld3, s4s, s4s-alt, gs, bns, dyweight, neural-solver, dc, epd, epd-1."
+    ),
+]
+LossOption = Annotated[
+    str,
+    typer.Option(
+        help="What a method that learns lowers: l2, l1, log-l2, pseudo-huber, features, along, frechet, kernel, or "
+        "auto (the method's own)."
+    ),
 ]
 EndOption = Annotated[
     str, typer.Option(help="Where the times end: zero, min (the network's own least time) or a time.")
@@ -88,6 +99,7 @@ def optimize(
     objective: ObjectiveOption = "auto",
     features: Features = None,
     reference: Reference = None,
+    loss: LossOption = "auto",
     guidance: Guidance = None,
     trust_pickle: TrustPickle = False,
     source: Annotated[
@@ -122,7 +134,7 @@ def optimize(
     name = with_option(name, "trust-pickle") if trust_pickle else name
     asked = Asked(
         name, method, objective, minutes, max_calls, start, strength, end, batch_size, around, quiet or as_json,
-        source, features, reference,
+        source, features, reference, loss,
     )  # fmt: skip
     nfes, names = _nfes(nfe), flat(solver) or ["dpmpp_2m"]
     plain = short_name(model)
@@ -171,7 +183,8 @@ def _text(found: Found, files: Sequence[Path]) -> str:
     ordinary = found.window["end"] == "zero" and not found.window["image_to_image"]
     lines += [""] if ordinary else [f"window: {found.window['words']}", ""]
     seconds = sum(stage["seconds"] for stage in found.stages)
-    lines.append(f"{found.calls:,} network calls, {seconds_in_words(seconds)}")
+    learned = f" and {found.backward:,} backward" if found.backward else ""
+    lines.append(f"{found.calls:,} network calls{learned}, {seconds_in_words(seconds)}")
     return "\n".join(lines + [f"  {path}" for path in files])
 
 
@@ -188,6 +201,7 @@ COMMANDS: Commands = (
             "fewstep optimize mnist --nfe 5 --start 2.5",
             "fewstep optimize mnist --nfe 6 --from runs/other/schedule.json",
             "fewstep optimize diffusers:my-sd15 --prompts prompts.txt --guidance 7.5 --nfe 6 --dtype float16",
+            "fewstep optimize mnist --nfe 5 --method joint --loss frechet",
             note="Then: fewstep sample, compare, show and export take the folder's schedule.json.",
         ),
     ),

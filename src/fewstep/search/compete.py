@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from fewstep.errors import DenoiserError
@@ -107,6 +107,12 @@ class Competition:
         with self._stage():
             for source in self._by_standing():
                 self._enter(source.planned(planner, self.method), self.plan.rooms[0])
+
+    def learn(self, teach: Callable[[list[Candidate]], list[Candidate]]) -> None:
+        """Samplers learned from the best of the standing enter the race."""
+        learned = teach(self.race.standing())
+        with self._stage():
+            self.race.enter(learned, len(learned))
 
     def conclude(self) -> None:
         """Later rounds; before the last one the neighbours of the best enter, and the surrogate's guesses."""

@@ -18,12 +18,16 @@ if TYPE_CHECKING:
 
 @dataclass
 class Stage:
-    """One stage's cost; `planned` is its upper bound, `calls` what this run made: less where a cache had the answer."""
+    """One stage's cost; `planned` is its upper bound, `calls` what this run made: less where a cache had the answer.
+
+    `backward` counts the calls that were differentiated too, each about twice as dear again as the call itself.
+    """
 
     stage: str
     planned: int
     calls: int = 0
     seconds: float = 0.0
+    backward: int = 0
 
 
 class Ledger:

@@ -14,9 +14,10 @@ from torch import Tensor
 from fewstep import solvers, times
 from fewstep.errors import ArgumentError
 from fewstep.noise import NoiseSchedule
-from fewstep.rules import SolverSchedule, Step
+from fewstep.rules import SolverSchedule
 from fewstep.search.ays import DIRECT, Descent, Snapshot, descents, to_ratios, to_times
 from fewstep.search.dmn import dmn_times
+from fewstep.search.gradient.recipes import RECIPES
 from fewstep.search.klub import Gram
 from fewstep.search.planner import PLANNED, Planner
 from fewstep.search.relatives import rescaled_entropic
@@ -25,7 +26,7 @@ from fewstep.search.surrogate import Array, propose
 from fewstep.search.window import Window
 from fewstep.tableau import Tableau
 
-METHODS = ("auto", "ays", "dmn", *PLANNED)
+METHODS = ("auto", "ays", "dmn", *PLANNED, *RECIPES)
 DESCENDING = ("auto", "ays")
 """Methods that go down a KLUB table."""
 RECOMMENDED = ("dpmpp_2m", "unipc", "ipndm", "dpmpp_3m")
@@ -121,7 +122,7 @@ class Source:
     def descend(self, gram: Gram, starts: Sequence[Candidate]) -> None:
         """Compute the ways down from these candidates, the best first; with many steps also those of the hierarchy."""
         many = self.steps >= MANY
-        direct = {c.origin: c.schedule.times for c in (starts[:FROM] if many else starts)}
+        direct = {c.origin: c.times for c in (starts[:FROM] if many else starts)}
         new = {name: grid for name, grid in direct.items() if (name, DIRECT) not in self.ways}
         found = descents(gram, self.noise, new)
         if many:
@@ -189,9 +190,7 @@ class Source:
         if place is None:
             return None
         logs = torch.cat([first.log_ratios[:1], torch.from_numpy(place), first.log_ratios[-1:]])
-        return self.candidate(
-            to_times(self.noise, logs.exp(), first.schedule.times), GUESS, f"surrogate, guess {seed + 1}"
-        )
+        return self.candidate(to_times(self.noise, logs.exp(), first.times), GUESS, f"surrogate, guess {seed + 1}")
 
 
 def sources(window: Window, solver: str | Solver | Sequence[str | Solver], nfe: int) -> list[Source]:
@@ -275,5 +274,4 @@ def entered(window: Window, table: Tableau, nfe: int) -> Candidate:
         )
     name = f"{table.name or 'table'} (given)"
     grid = respread(window, table, max(1, len({*table.times.tolist()}) - 1))
-    schedule = table.schedule if table.schedule is not None else SolverSchedule(grid, (Step(),) * (len(grid) - 1))
-    return Candidate(schedule, table, name, GIVEN, "the given table", to_ratios(window.noise, grid).log())
+    return Candidate(table.schedule, table, name, GIVEN, "the given table", to_ratios(window.noise, grid).log())

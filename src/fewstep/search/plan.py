@@ -12,6 +12,7 @@ from typing import Any
 
 from fewstep.errors import ArgumentError
 from fewstep.search.dynamic_oss import calls as oss_calls
+from fewstep.search.methods import DESCENDING
 from fewstep.search.planner import PLANNED
 
 REPORT, PAIRED, GRAM = 0.28, 0.05, 0.13
@@ -26,6 +27,8 @@ LEAST = 48
 """Samples of a final figure, at least: fewer give no standard error."""
 AROUND = 0.2
 """Part of the race's entries that is kept for the neighbours of the best."""
+LEARN, LEARN_REPORT = 0.5, 0.15
+"""Parts of the whole that a method which learns by gradient has for that, the teacher included, and for REPORT."""
 ENTRIES = {"dmn": 16, "ays": 40, "auto": 36, "gits": 24, "oss": 18, "local_error": 26}
 """Entries that the race is laid out for; a larger budget first goes into more images for each."""
 GUESSES = {"dmn": 0, "ays": 0, "auto": 16, "gits": 0, "oss": 0, "local_error": 0}
@@ -84,9 +87,9 @@ class Plan:
         return asdict(self)
 
 
-def default_calls(nfe: int) -> int:
-    """The budget when none is given: 80,000, or 13,000 a step, at most 150,000."""
-    return min(150_000, max(80_000, 13_000 * nfe))
+def default_calls(nfe: int, *, learned: bool = False) -> int:
+    """The budget when none is given: 80,000, or 13,000 a step, at most 150,000; three times that to learn."""
+    return min(150_000, max(80_000, 13_000 * nfe)) * (3 if learned else 1)
 
 
 def plan(
@@ -108,6 +111,7 @@ def plan(
     walked_already: bool = False,
     checked: int = 0,
     fewest: int = 0,
+    learned: bool = False,
 ) -> Plan:
     """Divide `max_calls`.
 
@@ -126,15 +130,16 @@ def plan(
         table: whether the KLUB table is still to be computed, where the method needs one.
         walked_already: whether the plans' trajectories are there.
         checked: calls for a look at the data.
+        learned: whether the method learns by gradient.
         fewest: images of the first round that the judge should have. Where the budget is short, fewer samplers enter
             rather than fewer images are made, down to `LEAST_ENTRIES`.
 
     Errors: `ArgumentError` when the budget is too small for any search; it says how much would do.
     """
-    klub = method in ("auto", "ays")
+    klub = method in DESCENDING
     one, taught_one = nfe * batch_cost, teacher * batch_cost
     whole = max_calls - batch_cost
-    shown = report or _between(REPORT * whole / (2 * one), LEAST, 5000)
+    shown = report or _between((LEARN_REPORT if learned else REPORT) * whole / (2 * one), LEAST, 5000)
     pairs = min(shown, _between(PAIRED * whole / taught_one, 8, 256)) if teacher else 0
     levels = levels if klub and table else 0
     walks = walked(whole, levels * batch_cost, taught_one if made else 0, klub, most_paths, paths)
@@ -149,12 +154,16 @@ def plan(
         "report": 2 * shown * one,
         "teacher of the report": pairs * taught_one,
     }
+    if learned:
+        stages["learning"] = int(LEARN * whole)
     rest = max_calls - sum(stages.values())
-    shape = _Shape(one, taught_one if taught else 0, ENTRIES[method] + 6 * (solvers - 1), GUESSES[method])
-    counts, rooms, guesses, fresh = shape.fill(rest, selection, fewest, LEAST_ENTRIES[method])
+    like = "dmn" if learned else method
+    shape = _Shape(one, taught_one if taught else 0, ENTRIES[like] + 6 * (solvers - 1), GUESSES[like])
+    counts, rooms, guesses, fresh = shape.fill(rest, selection, fewest, LEAST_ENTRIES[like])
     if rooms[0] < 8:
         why = ", or give data=, which the teacher has to make otherwise" if made else ""
-        enough = _enough(nfe, batch_cost, teacher, klub, made, taught) + checked + 2 * stages["trajectories"]
+        enough = _enough(nfe, batch_cost, teacher, klub, made, taught) * (2 if learned else 1)
+        enough += checked + 2 * stages["trajectories"]
         raise ArgumentError(
             f"max_calls={max_calls} is too small a budget at {nfe} calls per sample: the search needs about {enough}; "
             f"give more calls (or minutes){why}"

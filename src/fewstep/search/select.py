@@ -26,14 +26,14 @@ class Candidate:
     """A sampler that takes part.
 
     Attributes:
-        schedule: its decisions; tableau: its numbers.
-        solver: the solver's name; method: `hand`, `dmn`, `ays`, ..; origin: where the times come from, in words.
+        schedule: its decisions, None for learned weights and for tables from elsewhere; tableau: its numbers.
+        solver: the solver's name; method: `hand`, `dmn`, `ays`, ...; origin: where the times come from, in words.
         log_ratios: `[n+1]` log(sigma / alpha) of its times, to recognise equal grids.
         scores: score by number of images.
         about: plain data for the record.
     """
 
-    schedule: SolverSchedule
+    schedule: SolverSchedule | None
     tableau: Tableau
     solver: str
     method: str
@@ -44,9 +44,18 @@ class Candidate:
 
     def same(self, other: Candidate) -> bool:
         """Whether both are one sampler, for practical purposes."""
-        if self.solver != other.solver or self.log_ratios.shape != other.log_ratios.shape:
+        if self.solver != other.solver:
+            return False
+        if self.schedule is None or other.schedule is None:
+            return self.tableau.isclose(other.tableau)
+        if self.log_ratios.shape != other.log_ratios.shape:
             return False
         return bool((self.log_ratios - other.log_ratios).abs().max() < SAME)
+
+    @property
+    def times(self) -> Tensor:
+        """Of its grid; of its states where the decisions are not known."""
+        return self.tableau.times if self.schedule is None else self.schedule.times
 
     def record(self) -> dict[str, Any]:
         """Plain data; a score that overflowed is None, for JSON knows no infinity."""
@@ -54,7 +63,7 @@ class Candidate:
             "origin": self.origin,
             "method": self.method,
             "solver": self.solver,
-            "times": self.schedule.times.tolist(),
+            "times": self.times.tolist(),
             "scores": {str(count): finite(value) for count, value in sorted(self.scores.items())},
             **self.about,
         }

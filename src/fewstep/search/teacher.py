@@ -83,7 +83,7 @@ class Teacher:
                 "the teacher's tableau draws noise; give a deterministic one: its end points must belong to their seeds"
             )
         self.denoiser, self.tableau, self.condition, self._batch = denoiser, tableau, condition, batch_size
-        self._init = init
+        self.init = init
         kept = cache if isinstance(cache, Cache) else Cache(cache)
         guard = self.probe = probe or Probe(denoiser, condition(range(1)))
         self.dtype = torch.promote_types(denoiser.dtype, torch.float32)
@@ -172,7 +172,7 @@ class Teacher:
 
     def _walk(self, seeds: list[int], outputs: bool) -> tuple[Tensor, Tensor | None]:
         """States `[T+1, b, *shape]` and outputs `[T, b, *shape]` of one batch, on the CPU."""
-        start = first_state(self.denoiser, self.tableau, seeds, None if self._init is None else self._init(seeds))
+        start = first_state(self.denoiser, self.tableau, seeds, None if self.init is None else self.init(seeds))
         states = torch.empty(len(self._knots), *start.shape, dtype=self.dtype, device="cpu")
         x0 = torch.empty_like(states[:-1]) if outputs else None
         state_of = {row: k for k, (row, _) in enumerate(self._knots)}
@@ -197,21 +197,21 @@ class Teacher:
     def _name(self, seeds: range) -> str:
         # Files of float32 networks, the usual ones, do not name their precision.
         more = () if self.denoiser.dtype == torch.float32 else (str(self.denoiser.dtype),)
-        init = () if self._init is None else (self._init(seeds),)
+        init = () if self.init is None else (self.init(seeds),)
         return "teacher-" + digest(
             self.denoiser.fingerprint, self.tableau.digest, list(seeds), self.condition(seeds), *init, *more
         )
 
     def start_digest(self, seeds: Sequence[int]) -> str:
         """Names the clean images that the seeds start from."""
-        return "" if self._init is None else digest(self._init(seeds))
+        return "" if self.init is None else digest(self.init(seeds))
 
     def _token(self, seeds: Sequence[int]) -> str:
         return digest(list(seeds), self.condition(seeds), self.start_digest(seeds))
 
     def _run(self, seeds: list[int]) -> Tensor:
         images = sample(
-            self.denoiser, self.tableau, seeds=seeds, init=None if self._init is None else self._init(seeds),
+            self.denoiser, self.tableau, seeds=seeds, init=None if self.init is None else self.init(seeds),
             condition=self.condition(seeds), batch_size=self._batch,
         )  # fmt: skip
         return images.to(device="cpu", dtype=self.dtype)

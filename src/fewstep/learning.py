@@ -1,0 +1,234 @@
+"""Learning by gradient as a stage of an optimisation, from its best hand-crafted samplers, in a share of its budget."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from fewstep import models, solvers, times
+from fewstep.denoiser import Denoiser
+from fewstep.errors import ArgumentError, DenoiserError
+from fewstep.randomness import CalibrationSeeds, SelectionSeeds
+from fewstep.rules import SolverSchedule
+from fewstep.search.ays import to_ratios
+from fewstep.search.gradient.fit import CHECKS
+from fewstep.search.gradient.learn import LEAST_PAIRS, Learned, Learner
+from fewstep.search.gradient.losses import objective
+from fewstep.search.gradient.midpoints import steps_of
+from fewstep.search.gradient.objectives import Objective as LearningObjective
+from fewstep.search.gradient.recipes import RECIPES, Recipe
+from fewstep.search.gradient.space import SPACES, Start
+from fewstep.search.judges import Judge, MatchedJudge, PairedJudge
+from fewstep.search.ledger import Ledger, Stage
+from fewstep.search.methods import HAND, Source
+from fewstep.search.objective import Scorer
+from fewstep.search.select import Candidate
+from fewstep.tableau import Tableau
+
+if TYPE_CHECKING:
+    from fewstep.search.plan import Plan
+    from fewstep.setting import Setting
+
+Loss = str | LearningObjective
+"""What a method lowers: a name, or an objective of one's own."""
+
+TEACHING = 0.3
+"""Part of the learning's calls that may go to the teacher."""
+MOST_PAIRS = 512
+STARTS, ENOUGH = 2, 300
+"""Descents from so many starts, where each can make so many updates; else from the best alone."""
+WHOLE_BATCH = 256
+"""Pairs in an update by a distance of distributions."""
+PARALLEL = {"epd": 2, "epd-1": 1}
+
+
+@dataclass
+class Lessons:
+    """The learning stage of one optimisation.
+
+    Attributes:
+        ground, plan, ledger, nfe: of the optimisation.
+        judge, scorer: of the race.
+        offset: of the first selection seed that nobody else takes.
+        seconds: time for it, if that is bounded.
+    """
+
+    ground: Setting
+    plan: Plan
+    ledger: Ledger
+    nfe: int
+    judge: Judge
+    scorer: Scorer
+    offset: int
+    seconds: float | None = None
+
+    def __call__(self, standing: list[Candidate]) -> list[Candidate]:
+        """Samplers learned from the best of the standing.
+
+        Errors: `ArgumentError` where the method can start from none of them.
+        """
+        recipe = self._recipe()
+        starts, refused = starts_of(recipe, standing, self.ground, self.nfe)
+        if not starts:
+            raise refused or ArgumentError(f"method {recipe.name} found no start among the hand-crafted samplers")
+        with self.ledger.stage("learning", self.plan.stages["learning"]) as stage:
+            learner, calls = self._learner()
+            many = learner.updates(recipe, self.nfe, calls // STARTS) >= min(ENOUGH, recipe.iterations)
+            starts = starts[: STARTS if many else 1]
+            updates = learner.updates(recipe, self.nfe, calls // len(starts))
+            if updates < CHECKS:
+                raise ArgumentError(
+                    f"max_calls={self.plan.max_calls} leaves {recipe.name} {updates} updates at {self.nfe} calls per "
+                    "sample, too few to learn: give more calls (or minutes), or fewer calibration seeds"
+                )
+            seconds = None if self.seconds is None else self.seconds / len(starts)
+            lowered = self.ground.lowered
+            assert lowered is not None  # see `Setting.lowered`
+            return [
+                self._candidate(
+                    origin, solver, learner(start, recipe, lowered, iterations=updates, seconds=seconds), stage
+                )
+                for origin, solver, start in starts
+            ]
+
+    def _recipe(self) -> Recipe:
+        recipe = RECIPES[self.ground.method]
+        if self.ground.loss in ("frechet", "kernel") or getattr(self.ground.loss, "whole", False):
+            return replace(recipe, batch=WHOLE_BATCH)
+        return recipe
+
+    def _learner(self) -> tuple[Learner, int]:
+        """The pairs and the judge, and the calls that are left to descents."""
+        ground, calls = self.ground, self.plan.stages["learning"]
+        teacher, asked = ground.teacher, ground.seeds.calibration
+        assert teacher is not None  # see `Setting.require_sources`
+        count = int(TEACHING * calls / teacher.cost * 8 / 9)
+        pairs = asked or CalibrationSeeds(max(LEAST_PAIRS, min(MOST_PAIRS, count)))
+        held = SelectionSeeds(max(8, min(64, len(pairs) // 8)), self.offset)
+        one = self.nfe * ground.model.batch_cost
+        judged = next(
+            (n for n in reversed(self.plan.counts) if (CHECKS + 1) * n * one < 0.35 * calls), self.plan.counts[0]
+        )
+
+        def score(table: Tableau) -> float:
+            """A table that overflows is the worst, unless the network itself fails."""
+            try:
+                value = self.scorer.score(table, judged)
+            except DenoiserError as error:
+                if error.sane:
+                    raise
+                return math.inf
+            return value if math.isfinite(value) else math.inf
+
+        blind = isinstance(self.judge, PairedJudge | MatchedJudge)  # to whom the teacher is perfect
+        learner = Learner(
+            teacher, pairs, held, score, judged, ground.batch, cache=ground.cache,
+            progress=ground.progress,
+            look_at=None if blind else lambda images, seeds: self.judge.score(self.judge.observe(images, seeds)),
+        )  # fmt: skip
+        return learner, calls - (len(pairs) + len(held)) * teacher.cost
+
+    def _candidate(self, origin: str, solver: str, learned: Learned, stage: Stage) -> Candidate:
+        stage.backward += learned.backward
+        self.ground.notes.extend(f"{learned.method} from {origin}: {note}" for note in learned.notes)
+        self.ground.notes.append(
+            f"{learned.method} from {origin}: {learned.size} numbers, {learned.iterations} updates of "
+            f"{learned.objective}; the table's identities are off by {learned.defects['mean']:.2g} (mean) and "
+            f"{learned.defects['variance']:.2g} (variance)."
+        )
+        table = replace(learned.tableau, name=f"{solver}, {learned.method}")
+        level = to_ratios(self.ground.model.noise, table.times).log()
+        text = f"{learned.method} from {origin}"
+        return Candidate(None, table, solver, learned.method, text, level, about={"learned": learned.record()})
+
+
+def lowered_by(method: str, loss: Loss, model: Denoiser, known: models.Judge | None) -> LearningObjective | None:
+    """What a method that learns by gradient lowers; None for the others.
+
+    Errors: `ArgumentError` for a loss that is not known, needs features that are not there or cannot be differentiated,
+        or is given in vain.
+    """
+    if method not in RECIPES:
+        if loss != "auto":
+            raise ArgumentError(
+                f"loss={loss!r} is for methods that learn by gradient, and method {method} does not: "
+                f"leave it out, or choose one of {', '.join(RECIPES)}"
+            )
+        return None
+    if not isinstance(loss, str):
+        return loss
+    name = RECIPES[method].loss if loss == "auto" else loss
+    if known is None:
+        return objective(name)
+    if not _differentiable(model, known):
+        if name in ("frechet", "kernel") or loss == "features":
+            raise ArgumentError(
+                f"loss={loss!r} follows the gradient of features, and those of {known.name} have none (a pipeline's "
+                "pictures are decoded without): leave loss out, or choose l2"
+            )
+        return objective(name)
+    return objective(
+        name, features=known.features, reference=known.reference, reference_features=known.reference_features,
+        feature_name=known.name,
+    )  # fmt: skip
+
+
+def _differentiable(model: Denoiser, known: models.Judge) -> bool:
+    with torch.enable_grad():
+        samples = torch.zeros(2, *model.shape, device=model.device, dtype=model.dtype, requires_grad=True)
+        return known.features(samples).requires_grad
+
+
+def starts_of(
+    recipe: Recipe, standing: Iterable[Candidate], ground: Setting, nfe: int
+) -> tuple[list[tuple[str, str, Start]], ArgumentError | None]:
+    """Origin, solver and start of the first of the standing that the method's space can hold; why others cannot be."""
+    found: list[tuple[str, str, Start]] = []
+    refused: ArgumentError | None = None
+    for candidate in standing:
+        try:
+            for solver, schedule in _schedules(recipe, candidate, ground, nfe):
+                start = Start.of(schedule, ground.model.noise, low=ground.window.low)
+                try:
+                    made = SPACES[recipe.space](start).tableau().nfe
+                except ArgumentError as error:
+                    refused = error
+                    continue
+                if made == nfe:
+                    found.append((candidate.origin, solver, start))
+                    break
+        except ArgumentError as error:
+            refused = error
+        if len(found) == STARTS:
+            break
+    return found, refused
+
+
+def require_start(ground: Setting, nfe: int, sources: Sequence[Source]) -> None:
+    """Refuse, before any work, a method that cannot begin at these solvers with so many network calls.
+
+    Errors: `ArgumentError`.
+    """
+    window = ground.window
+    tried = [s.candidate(times.logsnr(window.noise, s.steps, **window.ends), HAND, "logsnr") for s in sources]
+    found, refused = starts_of(RECIPES[ground.method], [c for c in tried if c is not None], ground, nfe)
+    if not found:
+        raise refused or ArgumentError(f"method {ground.method} cannot make exactly {nfe} network calls: give another")
+
+
+def _schedules(recipe: Recipe, candidate: Candidate, ground: Setting, nfe: int) -> Iterator[tuple[str, SolverSchedule]]:
+    """The candidate's own decisions, and then the solver that the paper starts from on the same times."""
+    if recipe.name in PARALLEL:  # several calls a step: the candidate's kind of grid with fewer steps
+        count = steps_of(nfe, PARALLEL[recipe.name], to_zero=ground.window.to_zero)
+        if candidate.origin in times.NAMES:
+            grid = times.NAMES[candidate.origin](ground.window.noise, count, **ground.window.ends)
+            yield recipe.name, solvers.get("ddim")(grid)
+        return
+    if candidate.schedule is not None:
+        yield candidate.solver, candidate.schedule
+    if recipe.solver:
+        yield recipe.solver, solvers.get(recipe.solver)(candidate.times)

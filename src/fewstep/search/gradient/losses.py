@@ -1,0 +1,67 @@
+"""Objectives by name, made of what is known about a network's samples."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from fewstep.errors import ArgumentError
+from fewstep.metrics.statistics import Features, Statistics
+from fewstep.search.gradient.objectives import (
+    DISTANCES,
+    Along,
+    EndPoints,
+    FeaturePairs,
+    FrechetLoss,
+    KernelLoss,
+    Objective,
+    huber,
+)
+
+NAMES = (*DISTANCES, "features", "along", "frechet", "kernel", "neural-solver", "epd")
+MOST = 2000
+"""Reference features behind a kernel distance."""
+
+
+def objective(
+    name: str,
+    *,
+    features: Features | None = None,
+    reference: Statistics | None = None,
+    reference_features: Tensor | None = None,
+    feature_name: str = "features",
+) -> Objective:
+    """The objective of a name.
+
+    Args:
+        name: `l2`, `l1`, `log-l2`, `pseudo-huber` (to the teacher's end points), `features` (the same in features; L2
+            where there are none), `along` (its trajectories), `frechet`, `kernel` (distributions of features),
+            `neural-solver` and `epd` (these papers' mixtures).
+        features: a differentiable feature network.
+        reference: statistics of reference features, for `frechet`.
+        reference_features: `[m, d]`, for `kernel`.
+        feature_name: of the features, in words.
+
+    Errors: `ArgumentError` for another name, or where the features that it needs are not known.
+    """
+    pairs = (
+        FeaturePairs(features, f"L2 in {feature_name}") if features is not None else EndPoints(DISTANCES["l2"], "l2")
+    )
+    if name in DISTANCES:
+        return EndPoints(DISTANCES[name], name)
+    if name == "features":
+        return pairs
+    if name == "along":
+        return Along()
+    if name == "neural-solver":
+        return Along(EndPoints(huber, "Huber"), weight=1000.0)
+    if name == "epd":
+        return Along(pairs, weight=10.0 if features is not None else 1.0)
+    if name not in NAMES:
+        raise ArgumentError(f"loss is {name!r}: choose one of {', '.join(NAMES)}")
+    if features is None:
+        raise ArgumentError(f"loss={name!r} needs a judge with features: give judge=, or a loss to the teacher (l2)")
+    if name == "frechet" and reference is not None:
+        return FrechetLoss(features, reference, f"Fréchet distance, {feature_name}")
+    if name == "kernel" and reference_features is not None:
+        return KernelLoss(features, reference_features[:MOST], f"kernel distance, {feature_name}")
+    raise ArgumentError(f"loss={name!r} needs reference features: give a judge that has them, or another loss")
