@@ -184,7 +184,7 @@ def test_a_search_of_whole_schedules_tries_the_given_one_first(k_diffusion, tmp_
     from fewstep.study.reading import read
 
     model = fs.load("problem:gaussian")
-    table = foreign("k_diffusion:sample_euler", 3, options={"times": "logsnr"}, noise=model.noise)
+    table = foreign("k_diffusion:sample_euler", 3, options={"times": "quadratic"}, noise=model.noise)
     if decided:
         table = solvers.heun(times.karras(model.noise, 2)).tabulate(model.noise)
     study = tmp_path / "study.sqlite"

@@ -144,11 +144,11 @@ def judged(features: Any = seen) -> Judge:
     return Judge("moments", features, Statistics.of(seen(exact.double())), seen(exact.double()))
 
 
-def test_the_race_is_matched_the_data_decide_the_finals_and_a_given_table_takes_part() -> None:
+def test_the_data_decide_where_features_are_known_and_a_given_table_takes_part() -> None:
     given = replace(solvers.dpmpp_2m(times.logsnr(NOISE, 3)).tabulate(NOISE), schedule=None, name="mine")
     options = SMALL | {"objective": "auto", "judge": judged(), "given": given}
     found = optimize(mixture(), 3, "weights", **options)
-    assert "teacher's end points" in found.selection["race"] and found.selection["judge"].startswith("Fréchet")
+    assert found.selection["judge"].startswith("Fréchet distance, ")
     assert stage(found, "learning")["backward"] > 0 and not any("scores the teacher" in note for note in found.notes)
     mine = next(c for c in found.candidates if c["method"] == "given" and c["solver"] == "mine (given)")
     same = next(c for c in found.candidates if c["origin"] == "times of mine")  # by dpmpp_2m, as the table is

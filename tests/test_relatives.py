@@ -119,7 +119,7 @@ def test_shortest_path_against_brute_force() -> None:
             best = min(grids, key=gram.total)
             assert torch.equal(paths.path(n, start), best)
             assert paths.cost(n, start) == pytest.approx(gram.total(best), rel=1e-12)
-    with pytest.raises(ArgumentError, match="from level 4 there are paths of 1 to 4 steps"):
+    with pytest.raises(ArgumentError, match="there are paths of 1 to 4 steps"):
         paths.path(5, 4)
     with pytest.raises(ArgumentError, match="rising"):
         shortest_paths(gram.klub, gram.ratios.flip(0), 3)

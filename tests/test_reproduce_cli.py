@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from fewstep import models, times
 from fewstep.cli import app
-from fewstep.cli.reproducing import rounds
+from fewstep.cli.reproducing_ays import rounds
 from fewstep.errors import ArgumentError, FileFormatError
 from fewstep.metrics import Statistics, frechet
 from fewstep.randomness import ReportSeeds

@@ -84,7 +84,7 @@ def test_ends_are_refused_before_any_work(options: dict, said: str) -> None:
 # ----------------------------------------------------------------------------------------------------- image-to-image
 def test_image_to_image(tmp_path: Path) -> None:
     """Everything begins at the start, with images of the data by seed: any batch gives the same result."""
-    found = optimize(counted(), 3, "ays", start=1.5, end="min", max_calls=2 * BUDGET, out=tmp_path)
+    found = optimize(counted(), 3, "ays", objective="teacher", start=1.5, end="min", max_calls=2 * BUDGET, out=tmp_path)
     grids = [record["times"] for record in found.candidates]
     assert all(grid[0] == 1.5 and grid[-1] == 0.002 for grid in grids)
     assert {record["method"] for record in found.candidates} == {"hand", AYS}

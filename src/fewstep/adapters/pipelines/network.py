@@ -64,10 +64,14 @@ class Latent:
         return facts | {name: _module(module) for name, module in modules.items() if module is not None}
 
 
+SAVING = ("transformers_version", "dtype", "torch_dtype", "architectures")
+"""What saving a transformers model writes into its configuration."""
+
+
 def _module(module: Any) -> dict[str, Any]:
     """Weights, configuration and low-rank adapters of one module."""
     config = module.config if isinstance(module.config, Mapping) else module.config.to_dict()
-    plain = {k: v for k, v in config.items() if not k.startswith("_") and k not in ("transformers_version", "dtype")}
+    plain = {k: v for k, v in config.items() if not k.startswith("_") and k not in SAVING}
     weights = module.state_dict()
     # What rests elsewhere (offloaded layer by layer) has no numbers here; its names and shapes still count.
     there = {name: value for name, value in weights.items() if value.device.type != "meta"}
