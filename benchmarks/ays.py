@@ -299,8 +299,8 @@ def report(arguments: argparse.Namespace) -> None:
         kind = {"AYS": "ays", "best hand-crafted": "hand"}.get(name)
         if kind is not None and wide.chooser.known("dpmpp_2m", nfe, kind) is None:
             return []
-        where = dict(target_grids(wide, "dpmpp_2m", nfe))[name]()
-        return [f[score] for f in wide.found("dpmpp_2m", where)]
+        where = dict(target_grids(wide, "dpmpp_2m", nfe)).get(name)
+        return [] if where is None else [f[score] for f in wide.found("dpmpp_2m", where())]
 
     teacher = (kept.get("SDE teacher, 2000") or {"fd": 0.0})["fd"]
     text = "\n".join(
