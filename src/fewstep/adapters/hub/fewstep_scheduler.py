@@ -38,6 +38,7 @@ class _Row(NamedTuple):
 class _Step(NamedTuple):
     """One row as `step` wants it: weights of the current state and output, `(slot, weight)` of what is kept from
     before, noise columns, the constant; `(slot, on_state, on_output)` of what is kept for later, slots to forget.
+    `reuse` is a read `(slot, weight)` that is the last one of its slot: the new state is summed up in that memory.
     """
 
     on_state: float
@@ -47,6 +48,7 @@ class _Step(NamedTuple):
     shift: float
     keeps: tuple[tuple[int, float, float], ...]
     forget: tuple[int, ...]
+    reuse: tuple[int, float] | None
 
 
 class _Table(NamedTuple):
@@ -159,13 +161,24 @@ def _steps(table: _Table, begin: int) -> tuple[_Step, ...]:
     drawn = [m for row in rows.values() for m in row.noise]
     if len(set(drawn)) != len(drawn):
         raise ValueError("two rows of this table read the same noise, which a pipeline cannot do: tabulate it stepwise")
-    return tuple(
-        _Step(
-            row.states.get(i, 0.0), row.outputs.get(i, 0.0), tuple(reads[i]), tuple(sorted(row.noise.items())),
-            row.shift, tuple(keeps.get(i, ())), tuple(slot for slot, reader in last.items() if reader == i),
-        )
-        for i, row in rows.items()
+    return tuple(_step(i, row, reads[i], keeps.get(i, []), last) for i, row in rows.items())
+
+
+def _step(
+    i: int, row: _Row, reads: list[tuple[int, float]], keeps: list[tuple[int, float, float]], last: dict[int, int]
+) -> _Step:
+    forget = [slot for slot, reader in last.items() if reader == i]
+    reuse = next((read for read in reads if read[0] in forget), None)
+    return _Step(
+        row.states.get(i, 0.0), row.outputs.get(i, 0.0), tuple(read for read in reads if read != reuse),
+        tuple(sorted(row.noise.items())), row.shift, tuple(keeps),
+        tuple(slot for slot in forget if reuse is None or slot != reuse[0]), reuse,
     )  # fmt: skip
+
+
+def _scaled(kept: torch.Tensor, weight: float) -> torch.Tensor:
+    """In place, where no gradient needs the old numbers."""
+    return kept * weight if kept.requires_grad else kept.mul_(weight)
 
 
 def _kept(j: int, wanted: list[tuple[int, float, float]]) -> list[tuple[int, float, float, list[tuple[int, float]]]]:
@@ -458,19 +471,19 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
         if i is None:
             i = self._first(timestep, sample)
         try:
-            on_state, on_output, reads, noise, shift, keeps, forget = self._plan[i]
+            on_state, on_output, reads, noise, shift, keeps, forget, reuse = self._plan[i]
         except IndexError:
             raise ValueError(f"all {i} steps of this table are done: call set_timesteps before the next run") from None
         if model_output.shape != sample.shape:
             model_output = self._mean(model_output, sample)
         held, dtype = self._held, sample.dtype
         wide = sample if dtype.itemsize >= 4 else sample.float()
-        if on_state == 1.0:
+        if reuse is not None:
+            new = _scaled(held.pop(reuse[0]), reuse[1]).add_(wide, alpha=on_state).add_(model_output, alpha=on_output)
+        elif on_state == 1.0:
             new = torch.add(wide, model_output, alpha=on_output)
-        elif on_output:
-            new = torch.mul(wide, on_state).add_(model_output, alpha=on_output)
         else:
-            new = torch.mul(wide, on_state)
+            new = torch.mul(wide, on_state).add_(model_output, alpha=on_output)
         for slot, weight in reads:
             new.add_(held[slot], alpha=weight)
         if noise or shift:
