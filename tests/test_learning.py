@@ -145,7 +145,8 @@ def judged(features: Any = seen) -> Judge:
 
 
 def test_the_data_decide_where_features_are_known_and_a_given_table_takes_part() -> None:
-    given = replace(solvers.dpmpp_2m(times.logsnr(NOISE, 3)).tabulate(NOISE), schedule=None, name="mine")
+    grid = times.karras(NOISE, 3, rho=5.0)
+    given = replace(solvers.dpmpp_2m(grid).tabulate(NOISE), schedule=None, name="mine")
     options = SMALL | {"objective": "auto", "judge": judged(), "given": given}
     found = optimize(mixture(), 3, "weights", **options)
     assert found.selection["judge"].startswith("Fréchet distance, ")

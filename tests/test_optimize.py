@@ -310,6 +310,14 @@ def test_the_budget_is_honoured_exactly(method: str, objective: str, tmp_path: P
     assert {c["method"] for c in result.candidates} == expected
 
 
+def test_a_given_table_takes_no_hand_crafted_grids_place() -> None:
+    """The start of the figures is the best hand-crafted grid also where the table that was given is on its times."""
+    given = solvers.dpmpp_2m(times.logsnr(NOISE, 4)).tabulate(NOISE)
+    result = optimize(counted(), 4, "dmn", objective=off_the_modes, max_calls=2 * BUDGET, given=given)
+    hand = {c["origin"] for c in result.candidates if c["method"] == "hand"}
+    assert hand == set(times.NAMES) and any(c["method"] == "given" for c in result.candidates)
+
+
 def test_never_worse_than_the_start() -> None:
     """Nothing moves a score that does not look at the images: the start is returned, and the notes say so."""
     result = optimize(counted(), 3, objective=lambda images: torch.ones(len(images)), max_calls=BUDGET)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from fewstep.inputs import Data
     from fewstep.metrics import Features
     from fewstep.models import Judge
+    from fewstep.progress import Report
     from fewstep.reproduce.ays_table import AysTable
     from fewstep.reproduce.choosing import Settings
 
@@ -107,25 +110,38 @@ def ays_table5(
 def _run_table(
     network: Denoiser, judge: Judge, clean: Data, settings: Settings, out: Path, *, quiet: bool, as_json: bool
 ) -> None:
-    from fewstep.files import atomic_write_text
-    from fewstep.progress import shown
     from fewstep.reproduce.ays_table import AysTable
 
-    try:
-        with shown(quiet=quiet or as_json) as report:
-            table = AysTable(network, judge, clean, out, settings, progress=report)
-            table.run()
-    except KeyboardInterrupt:
-        raise Stopped(f"{out} holds what was finished; start the same command again to go on") from None
-    text = table.markdown()
-    file = atomic_write_text(out / "table.md", text)
+    with going_on(out, quiet or as_json) as report:
+        table = AysTable(network, judge, clean, out, settings, progress=report)
+        table.run()
     note = (
         f"Fréchet distance ({judge.name}), {settings.images:,} images x {settings.seed_sets} sets of seeds, lower is "
         "better"
     )
+    deliver(out, table.markdown(), note, {"cells": cells(table)}, as_json=as_json)
+
+
+@contextmanager
+def going_on(out: Path, quiet: bool) -> Generator[Report]:
+    """Progress of an experiment that goes on where Ctrl-C stopped it."""
+    from fewstep.progress import shown
+
+    try:
+        with shown(quiet=quiet) as report:
+            yield report
+    except KeyboardInterrupt:
+        raise Stopped(f"{out} holds what was finished; start the same command again to go on") from None
+
+
+def deliver(out: Path, text: str, note: str, record: dict[str, Any], *, as_json: bool) -> None:
+    """Write the table of an experiment, and show it with what it says."""
+    from fewstep.files import atomic_write_text
+
+    file = atomic_write_text(out / "table.md", text)
     if not as_json:
         say(f"{note}; also in {file}")
-    show({"note": note, "file": str(file), "cells": cells(table)}, text, as_json=as_json)
+    show({"note": note, "file": str(file)} | record, text, as_json=as_json)
 
 
 def judge_of(inception: Path | None, features: str | None, reference: Path, device: str) -> Judge:

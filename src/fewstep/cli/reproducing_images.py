@@ -12,16 +12,14 @@ from fewstep.cli.common import (
     Commands,
     Guidance,
     Quiet,
-    Stopped,
     examples,
     flat,
     guarded,
-    say,
-    show,
     whole_numbers,
     with_option,
 )
 from fewstep.cli.pipelines import with_pipeline_options
+from fewstep.cli.reproducing_ays import deliver, going_on
 
 Model = Annotated[str, typer.Option("--model", metavar="NAME", help="A model's name, diffusers:PATH_OR_ID.")]
 
@@ -51,29 +49,21 @@ def text_to_image(
     Align Your Steps, GITS and OSS by distance to a many-step teacher. Every score is on disk before the next is made:
     after Ctrl-C the same command goes on.
     """
-    from fewstep.files import atomic_write_text
     from fewstep.models import about, load
-    from fewstep.progress import shown
     from fewstep.reproduce.text_to_image import TextToImage
 
     name = model if guidance is None else with_option(model, f"guidance={guidance:g}")
     name = name if device is None else with_option(name, f"device={device}")
     network = load(name)
-    try:
-        with shown(quiet=quiet or as_json) as report:
-            experiment = TextToImage(
-                network, out, whole_numbers(nfe, "--nfe") or (6, 8, 10), flat(solver) or ("dpmpp_2m",), method, images,
-                minutes, max_calls, batch_size, report,
-            )  # fmt: skip
-            rows = experiment.run()
-    except KeyboardInterrupt:
-        raise Stopped(f"{out} holds what was finished; start the same command again to go on") from None
-    text = experiment.markdown()
-    file = atomic_write_text(out / "table.md", text)
-    if not as_json:
-        say(f"RMS distance to a many-step teacher, {experiment.samples:,} samples, lower is better; also in {file}")
-    record = {"model": name, "fingerprint": network.fingerprint, "network": about(network), "file": str(file)}
-    show(record | {"rows": [row.to_dict() for row in rows]}, text, as_json=as_json)
+    with going_on(out, quiet or as_json) as report:
+        experiment = TextToImage(
+            network, out, whole_numbers(nfe, "--nfe") or (6, 8, 10), flat(solver) or ("dpmpp_2m",), method, images,
+            minutes, max_calls, batch_size, report,
+        )  # fmt: skip
+        rows = experiment.run()
+    note = f"RMS distance to a many-step teacher, {experiment.samples:,} samples, lower is better"
+    record = {"model": name, "fingerprint": network.fingerprint, "network": about(network)}
+    deliver(out, experiment.markdown(), note, record | {"rows": [row.to_dict() for row in rows]}, as_json=as_json)
 
 
 COMMANDS: Commands = (

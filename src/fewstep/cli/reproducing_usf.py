@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from fewstep.cli import reproducing_ays as shared
-from fewstep.cli.common import AsJson, Commands, Quiet, Stopped, TrustPickle, examples, guarded, say, show
+from fewstep.cli.common import AsJson, Commands, Quiet, TrustPickle, examples, guarded
 from fewstep.cli.reproducing_ays import Batch, Device, Edm, Fp16, Images, OtherFeatures, Out, Reference, Weights
 from fewstep.cli.searching import ranges
 
@@ -47,9 +47,7 @@ def usf_cifar10(
     """
     import torch
 
-    from fewstep.files import atomic_write_text
     from fewstep.models import load
-    from fewstep.progress import shown
     from fewstep.reproduce.usf_table import UsfSettings, UsfTable
 
     place = device or shared.device_of()
@@ -60,21 +58,14 @@ def usf_cifar10(
         nfes=tuple(ranges(nfe or ["4-10"], "--nfe")), budget=budget, images=selection, finals=images,
         proposer=proposer, seed=seed, statistics=statistics, batch=batch_size,
     )  # fmt: skip
-    try:
-        with shown(quiet=quiet or as_json) as report:
-            table = UsfTable(network, f"edm:{edm}", judge, out, settings, progress=report)
-            table.run()
-    except KeyboardInterrupt:
-        raise Stopped(f"{out} holds what was finished; start the same command again to go on") from None
-    text = table.markdown()
-    file = atomic_write_text(out / "table.md", text)
+    with shared.going_on(out, quiet or as_json) as report:
+        table = UsfTable(network, f"edm:{edm}", judge, out, settings, progress=report)
+        table.run()
     note = (
         f"Fréchet distance ({judge.name}) of {images:,} images of fresh seeds, in brackets of the {selection:,} that "
         "selected; lower is better"
     )
-    if not as_json:
-        say(f"{note}; also in {file}")
-    show({"note": note, "file": str(file), "cells": list(table.cells())}, text, as_json=as_json)
+    shared.deliver(out, table.markdown(), note, {"cells": list(table.cells())}, as_json=as_json)
 
 
 COMMANDS: Commands = (

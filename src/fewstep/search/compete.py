@@ -76,9 +76,11 @@ class Competition:
             first, others = self.sources[0], self.sources[1:]
             if self.given is not None:
                 self._enter([entered(first.window, self.given, first.nfe)], room)
+            # Before the given times: were these equal to a hand-crafted grid, they would take its place in the figures.
+            self._enter(first.hand(), room if self.given is None else room - len(self.sources))
+            if self.given is not None:
                 for source in self.sources:
                     self._enter(source.given(self.given), room)
-            self._enter(first.hand(), room)
             best = [c.origin for c in self.race.standing()[:4]]
             for source in others:
                 self._enter((c for c in source.hand() if c.origin in best), room)

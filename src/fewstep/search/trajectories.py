@@ -144,9 +144,8 @@ class Shelf:
             return
         tensors = {"states": states, "probe": self.probe.answer()}
         tensors |= {} if outputs is None else {"outputs": outputs}
-        kind = ("report", "calibration", "selection", "other")[
-            0 if seeds[0] < CalibrationSeeds.first else 1 if seeds[0] < SelectionSeeds.first else 2
-        ]
+        kind = "report" if seeds[0] < CalibrationSeeds.first else "calibration"
+        kind = "selection" if seeds[0] >= SelectionSeeds.first else kind
         name = f"{kind}-{seeds[0]}-{len(seeds)}-{token}{'' if outputs is None else '-x0'}"
         Cache(self.folder).write(name, tensors, {"seeds": list(seeds), "token": token, "identity": self.identity})
 
