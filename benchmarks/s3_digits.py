@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.quality_cells import Deadline, from_times, key_of, make_cell
+from benchmarks.quality_cells import Deadline, from_times, key_of, make_cell, quick
 from benchmarks.s3 import RESULTS, read, search, stage_of, steps
 from fewstep import models, solvers, times
 from fewstep.compare import Results
@@ -48,9 +48,9 @@ from fewstep.tableau import Tableau
 CACHE = Path("runs/s3-cache")
 MODEL = "mnist"
 NFES, SEEDS, METHODS = (5, 8), (1, 2, 3), ("s3", "evolution", "random", "tpe")
-BUDGETS, LIMIT, IMAGES = (120, 204), 36, 256
+BUDGET, LIMIT, IMAGES = 204, 36, 256
 SELECTION, FRESH = SelectionSeeds(IMAGES, 20_000_000), ReportSeeds(5000, 20_000_000)
-BATCH = 64
+BATCH = 128
 SCORES, RUNS = RESULTS / "digits-scores.jsonl", RESULTS / "digits.jsonl"
 POPULATION = RESULTS.parent / "ays" / "ode-teacher.safetensors"
 """Moments of 10,000 samples of the 50-call ODE teacher (benchmarks.ays): DPM-Solver++(2M) on Karras' times."""
@@ -60,10 +60,11 @@ class Digits:
     """The network with its judge, and every score that was ever made of it."""
 
     def __init__(self) -> None:
-        self.model = models.load(MODEL)
+        self.model = quick(models.load(MODEL))
         judge = models.judge(MODEL)
         assert judge is not None
         self.judge = judge
+        self.fingerprint = models.load(MODEL).fingerprint
         self.tabulate = Tabulator(self.model.noise, MODEL)
         self.results = Results(SCORES)
         self.population = Statistics.load(POPULATION)
@@ -107,7 +108,7 @@ class Digits:
 
     def _kept(self, schedule: SolverSchedule, seeds: Seeds, what: str, score: Any) -> dict[str, Any]:
         table = self.tabulate(schedule)
-        key = key_of("s3", self.model.fingerprint, self.judge.name, table.digest, repr(seeds), what)
+        key = key_of("s3", self.fingerprint, self.judge.name, table.digest, repr(seeds), what)
         known = self.results.get(key)
         if known is None:
             begin = time.process_time()
@@ -128,15 +129,11 @@ class Digits:
         ]
 
 
-def cells() -> Iterator[tuple[str, int, int, int]]:
-    """Methods, calls, seeds and budgets; what is worth most comes first."""
-    pairs = ("s3", "evolution")
-    for nfe in NFES:
-        for budget in BUDGETS:
-            yield from ((m, nfe, s, budget) for s in SEEDS for m in pairs)
-    for method in METHODS:
-        if method not in pairs:
-            yield from ((method, n, s, max(BUDGETS)) for n in NFES for s in SEEDS)
+def cells(nfes: tuple[int, ...]) -> Iterator[tuple[str, int, int, int]]:
+    """Methods, calls, seeds and budgets: every method and number of calls once, then with the next seed."""
+    for seed in SEEDS:
+        for nfe in nfes:
+            yield from ((method, nfe, seed, BUDGET) for method in METHODS)
 
 
 def cell(digits: Digits, method: str, nfe: int, seed: int, budget: int) -> dict[str, Any]:
@@ -161,11 +158,11 @@ def cell(digits: Digits, method: str, nfe: int, seed: int, budget: int) -> dict[
     }  # fmt: skip
 
 
-def run(minutes: float | None) -> None:
-    """All cells that are not there yet, and after each pair their winners on fresh seeds; a deadline stops between."""
+def run(nfes: tuple[int, ...], minutes: float | None) -> None:
+    """All cells that are not there yet, each with its winner on fresh seeds; a deadline stops between them."""
     torch.set_num_threads(1)
     digits, deadline = Digits(), Deadline(minutes)
-    for method, nfe, seed, budget in cells():
+    for method, nfe, seed, budget in cells(nfes):
         if deadline.over:
             return
         key = (method, nfe, seed, budget)
@@ -176,12 +173,10 @@ def run(minutes: float | None) -> None:
                 file.write(json.dumps(record) + "\n")
             shown = {k: round(record[k]["score"], 4) for k in ("best", "published")}
             print(*key, shown, f"{time.monotonic() - begin:.0f} s", flush=True)
-        if method != "s3":
-            for record in read(RUNS):
-                if key_of_run(record)[1:] == key[1:] and record["method"] in (method, "s3"):
-                    for which in ("published", "best"):
-                        again = digits.again(SolverSchedule.from_dict(record[which]["schedule"]))
-                        print(record["method"], *key[1:], which, round(record[which]["score"], 4), again, flush=True)
+        record = next(r for r in read(RUNS) if key == key_of_run(r))
+        for which in ("published", "best"):
+            again = digits.again(SolverSchedule.from_dict(record[which]["schedule"]))
+            print(*key, which, round(record[which]["score"], 4), again, flush=True)
 
 
 def key_of_run(record: dict[str, Any]) -> tuple[str, int, int, int]:
@@ -231,9 +226,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("run", "objective"))
     parser.add_argument("--minutes", type=float, help="begin no run after so many minutes")
+    parser.add_argument("--nfes", default=",".join(map(str, NFES)), help="which numbers of calls")
     asked = parser.parse_args()
     if asked.what == "run":
-        run(asked.minutes)
+        run(tuple(int(n) for n in asked.nfes.split(",")), asked.minutes)
     else:
         objective()
 

@@ -38,7 +38,6 @@ class _Row(NamedTuple):
 class _Step(NamedTuple):
     """One row as `step` wants it: weights of the current state and output, `(slot, weight)` of what is kept from
     before, noise columns, the constant; `(slot, on_state, on_output)` of what is kept for later, slots to forget.
-    `reuse` is a read `(slot, weight)` that is the last one of its slot: the new state is summed up in that memory.
     """
 
     on_state: float
@@ -48,7 +47,6 @@ class _Step(NamedTuple):
     shift: float
     keeps: tuple[tuple[int, float, float], ...]
     forget: tuple[int, ...]
-    reuse: tuple[int, float] | None
 
 
 class _Table(NamedTuple):
@@ -167,18 +165,10 @@ def _steps(table: _Table, begin: int) -> tuple[_Step, ...]:
 def _step(
     i: int, row: _Row, reads: list[tuple[int, float]], keeps: list[tuple[int, float, float]], last: dict[int, int]
 ) -> _Step:
-    forget = [slot for slot, reader in last.items() if reader == i]
-    reuse = next((read for read in reads if read[0] in forget), None)
     return _Step(
-        row.states.get(i, 0.0), row.outputs.get(i, 0.0), tuple(read for read in reads if read != reuse),
-        tuple(sorted(row.noise.items())), row.shift, tuple(keeps),
-        tuple(slot for slot in forget if reuse is None or slot != reuse[0]), reuse,
+        row.states.get(i, 0.0), row.outputs.get(i, 0.0), tuple(reads), tuple(sorted(row.noise.items())), row.shift,
+        tuple(keeps), tuple(slot for slot, reader in last.items() if reader == i),
     )  # fmt: skip
-
-
-def _scaled(kept: torch.Tensor, weight: float) -> torch.Tensor:
-    """In place, where no gradient needs the old numbers."""
-    return kept * weight if kept.requires_grad else kept.mul_(weight)
 
 
 def _kept(j: int, wanted: list[tuple[int, float, float]]) -> list[tuple[int, float, float, list[tuple[int, float]]]]:
@@ -471,17 +461,17 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
         if i is None:
             i = self._first(timestep, sample)
         try:
-            on_state, on_output, reads, noise, shift, keeps, forget, reuse = self._plan[i]
+            on_state, on_output, reads, noise, shift, keeps, forget = self._plan[i]
         except IndexError:
             raise ValueError(f"all {i} steps of this table are done: call set_timesteps before the next run") from None
         if model_output.shape != sample.shape:
             model_output = self._mean(model_output, sample)
         held, dtype = self._held, sample.dtype
         wide = sample if dtype.itemsize >= 4 else sample.float()
-        if reuse is not None:
-            new = _scaled(held.pop(reuse[0]), reuse[1]).add_(wide, alpha=on_state).add_(model_output, alpha=on_output)
-        elif on_state == 1.0:
+        if on_state == 1.0:
             new = torch.add(wide, model_output, alpha=on_output)
+        elif 0.5 <= on_state <= 2.0:  # as exact as a product there, which costs twice as much: its factor is a tensor
+            new = torch.add(wide, wide, alpha=on_state - 1.0).add_(model_output, alpha=on_output)
         else:
             new = torch.mul(wide, on_state).add_(model_output, alpha=on_output)
         for slot, weight in reads:
