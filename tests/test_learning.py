@@ -22,6 +22,7 @@ from fewstep.noise import EDM
 from fewstep.optimizing import optimize
 from fewstep.randomness import unit_noise
 from fewstep.search.gradient.recipes import RECIPES
+from fewstep.search.parts import PARTS
 from fewstep.search.plan import default_calls, plan
 from fewstep.tableau import Tableau
 
@@ -102,7 +103,7 @@ def test_bad_input_costs_nothing(method: str, nfe: int, options: dict[str, Any],
 def test_plans_of_methods_that_learn(calls: int) -> None:
     for nfe in (3, 10):
         try:
-            p = plan(calls, nfe=nfe, method="gs", learned=True)
+            p = plan(calls, nfe=nfe, parts=PARTS["gs"])
         except ArgumentError:
             assert calls == 30_000 and nfe == 10
             continue
@@ -165,5 +166,8 @@ def test_features_without_a_gradient_are_not_followed() -> None:
         with pytest.raises(ArgumentError, match="moments have none"):
             optimize(net, 3, "times", loss=loss, judge=blind, **SMALL)
     assert net.evaluations == 0
-    lowered = lowered_by("times", "auto", net, blind), lowered_by("times", "auto", net, judged())
+    lowered = (
+        lowered_by("times", PARTS["times"], "auto", net, blind),
+        lowered_by("times", PARTS["times"], "auto", net, judged()),
+    )
     assert [one.name for one in lowered if one is not None] == ["l2", "L2 in moments"]

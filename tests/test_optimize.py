@@ -27,6 +27,7 @@ from fewstep.search import methods
 from fewstep.search.cache import Cache
 from fewstep.search.judges import FrechetJudge, ImageJudge, MatchedJudge, PairedJudge, SlicedJudge
 from fewstep.search.objective import Scorer
+from fewstep.search.parts import PARTS
 from fewstep.search.plan import default_calls, plan
 from fewstep.search.select import Candidate, Race
 from fewstep.search.surrogate import Process, propose
@@ -78,7 +79,7 @@ def _one_dmn() -> Iterator[None]:
 # ------------------------------------------------------------------------------------------------------------ the plan
 CASES = list(
     product(
-        ["auto", "ays", "dmn", "gits", "oss", "local_error"],
+        ["auto", "grids", "ays", "dmn", "gits", "oss", "local_error", "joint"],
         [3, 6, 10],
         [15_000, 40_000, 78_000, 1_000_000],
         [False, True],
@@ -90,17 +91,17 @@ CASES = list(
 @pytest.mark.parametrize("method, nfe, calls, made, taught", CASES)
 def test_a_plan_never_exceeds_its_budget(method: str, nfe: int, calls: int, made: bool, taught: bool) -> None:
     try:
-        p = plan(calls, nfe=nfe, method=method, made=made, taught=taught, solvers=2)
+        p = plan(calls, nfe=nfe, parts=PARTS[method], made=made, taught=taught, solvers=2)
     except ArgumentError as error:
-        assert calls < 78_000 and "give more calls" in str(error)
+        assert calls < (250_000 if PARTS[method].learned else 78_000) and "give more calls" in str(error)
         return
     assert p.total <= calls and p.total == sum(p.stages.values())
     assert p.rooms[0] >= p.rooms[1] >= p.rooms[2] >= 2 and p.counts[0] < p.counts[1] < p.counts[2]
-    assert (p.levels > 0) == (method in ("auto", "ays")) and p.report >= 48 and p.paired <= p.report
-    assert (p.trajectories >= 8) == (method in ("gits", "oss", "local_error"))
+    assert (p.levels > 0) == (method in ("auto", "grids", "ays")) and p.report >= 48 and p.paired <= p.report
+    assert (p.trajectories >= 8) == (method in ("auto", "gits", "oss", "local_error"))
     assert (p.stepped >= 2) == (method == "oss") and p.stepped <= p.trajectories
     if calls == 1_000_000:  # a large budget is used, as far as more images mean anything
-        assert p.total > 0.5 * calls or method not in ("auto", "ays")
+        assert p.total > 0.5 * calls or method not in ("auto", "grids", "ays")
 
 
 def test_the_default_budgets_are_those_that_are_promised() -> None:
@@ -208,7 +209,7 @@ def test_scorer_pays_for_each_image_once(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------------- the whole run
 @pytest.fixture(scope="module")
 def found() -> Found:
-    return optimize(counted(), 4, max_calls=2 * BUDGET)
+    return optimize(counted(), 4, "grids", max_calls=2 * BUDGET)
 
 
 def test_found_is_better_and_says_by_how_much(found: Found) -> None:
@@ -228,7 +229,7 @@ def test_found_is_better_and_says_by_how_much(found: Found) -> None:
     assert found.tableau.meta["report"]["after"] == found.report["after"] and found.tableau.meta["nfe"] == 4
 
 
-def test_auto_also_takes_times_from_the_loss_curve_and_ays_does_not(found: Found) -> None:
+def test_grids_also_takes_times_from_the_loss_curve_and_ays_does_not(found: Found) -> None:
     entered = {c["origin"] for c in found.candidates if c["method"] == "loss"}
     assert entered == {f"rescaled entropic, power {power}" for power in ("1", "0.85", "1.15")}
     starts = {c["start"] for c in found.candidates if c["method"] == "ays"}
@@ -238,10 +239,10 @@ def test_auto_also_takes_times_from_the_loss_curve_and_ays_does_not(found: Found
 
 
 def test_the_same_twice(found: Found) -> None:
-    again = optimize(counted(), 4, max_calls=2 * BUDGET).to_dict()
+    again = optimize(counted(), 4, "grids", max_calls=2 * BUDGET).to_dict()
     first = found.to_dict()
     for record in (first, again):
-        for stage in record["stages"]:
+        for stage in (*record["stages"], *record["course"]):
             stage.pop("seconds")
     assert json.dumps(first) == json.dumps(again)
 
@@ -255,11 +256,13 @@ def featured() -> models.Judge:
 
 def test_the_judge_by_default() -> None:
     """The distance to the data where features are known, else that to the teacher's samples of the same seeds."""
-    assert optimize(counted(), 3, judge=featured(), max_calls=2 * BUDGET).selected_by.startswith("Fréchet distance, ")
-    without = optimize(counted(), 3, max_calls=2 * BUDGET)
+    assert optimize(counted(), 3, "grids", judge=featured(), max_calls=2 * BUDGET).selected_by.startswith(
+        "Fréchet distance, "
+    )
+    without = optimize(counted(), 3, "grids", max_calls=2 * BUDGET)
     assert without.selected_by.startswith("sliced Wasserstein distance to the teacher's end points")
     assert without.selected_by in without.report["after"]
-    matched = optimize(counted(), 3, judge=featured(), objective="matched", max_calls=2 * BUDGET)
+    matched = optimize(counted(), 3, "grids", judge=featured(), objective="matched", max_calls=2 * BUDGET)
     assert matched.selected_by.startswith("Fréchet distance to the teacher's end points")
 
 
@@ -289,7 +292,7 @@ def test_a_matched_judge_compares_sets_of_the_same_seeds() -> None:
     assert by_features.digest != by_numbers.digest
 
 
-@pytest.mark.parametrize("method", ["auto", "ays", "dmn"])
+@pytest.mark.parametrize("method", ["grids", "ays", "dmn"])
 @pytest.mark.parametrize("objective", ["teacher", "frechet", "matched", "auto"])
 def test_the_budget_is_honoured_exactly(method: str, objective: str, tmp_path: Path) -> None:
     net = counted()
@@ -320,14 +323,14 @@ def test_a_given_table_takes_no_hand_crafted_grids_place() -> None:
 
 def test_never_worse_than_the_start() -> None:
     """Nothing moves a score that does not look at the images: the start is returned, and the notes say so."""
-    result = optimize(counted(), 3, objective=lambda images: torch.ones(len(images)), max_calls=BUDGET)
+    result = optimize(counted(), 3, "grids", objective=lambda images: torch.ones(len(images)), max_calls=BUDGET)
     assert not result.improved and result.selection["after"] == result.selection["before"]
     assert result.origin == result.start_origin and "is returned" in result.notes[-1]
 
 
 def search(net: Counted, folder: Path) -> Found:
     judge = models.judge("problem:gaussian")
-    return optimize(net, 3, objective="frechet", judge=judge, max_calls=BUDGET, out=folder, batch_size=16)
+    return optimize(net, 3, "grids", objective="frechet", judge=judge, max_calls=BUDGET, out=folder, batch_size=16)
 
 
 @pytest.fixture(scope="module")
@@ -395,22 +398,22 @@ def test_solvers(solver: object, nfe: int) -> None:
 
 def test_solvers_that_cannot() -> None:
     with pytest.raises(ArgumentError, match="heun cannot make exactly 4 network calls.* 3, 5"):
-        optimize(counted(), 4, solver="heun")
+        optimize(counted(), 4, "grids", solver="heun")
     with pytest.raises(ArgumentError, match="no solver"):
-        optimize(counted(), 4, solver="nonsense")
+        optimize(counted(), 4, "grids", solver="nonsense")
     with pytest.raises(ArgumentError, match="no number of steps"):
-        optimize(counted(), 4, solver=solvers.heun)
+        optimize(counted(), 4, "grids", solver=solvers.heun)
 
 
 def test_few_calls() -> None:
-    one = optimize(counted(), 1, objective=off_the_modes, max_calls=BUDGET)
+    one = optimize(counted(), 1, "grids", objective=off_the_modes, max_calls=BUDGET)
     assert not one.improved and one.tableau.nfe == 1
-    assert optimize(counted(), 2, objective=off_the_modes, max_calls=BUDGET).tableau.nfe == 2
+    assert optimize(counted(), 2, "grids", objective=off_the_modes, max_calls=BUDGET).tableau.nfe == 2
 
 
 def test_flow_models() -> None:
     problem = problems.get("grid_6x6", Flow(shift=3.0))
-    result = optimize(problem.denoiser(), 3, max_calls=2 * BUDGET)
+    result = optimize(problem.denoiser(), 3, "grids", max_calls=2 * BUDGET)
     assert result.tableau.times[0] == 1.0 and result.tableau.times[-1] == 0.0
     assert result.model == "problem:grid_6x6" and result.selection["after"] <= result.selection["before"]
 
@@ -418,12 +421,14 @@ def test_flow_models() -> None:
 def test_without_data_the_teacher_makes_some() -> None:
     inner = mixture()
     net = Denoiser(lambda x, t, c: inner.fn(x, t, None), noise=NOISE, shape=inner.shape, fingerprint="wrapped")
-    result = optimize(net, 3, objective=off_the_modes, max_calls=2 * BUDGET)
+    result = optimize(net, 3, "grids", objective=off_the_modes, max_calls=2 * BUDGET)
     assert net.evaluations == result.calls <= 2 * BUDGET
     assert any("the teacher made" in note for note in result.notes) and any(
         "martingale" in note for note in result.notes
     )
-    given = optimize(net, 3, objective=off_the_modes, max_calls=BUDGET, data=problems.get("grid_8x8").sample(64))
+    given = optimize(
+        net, 3, "grids", objective=off_the_modes, max_calls=BUDGET, data=problems.get("grid_8x8").sample(64)
+    )
     assert any("data given by the caller" in note for note in given.notes)
 
 
@@ -432,8 +437,8 @@ def test_guidance_is_counted_twice() -> None:
     inner = Denoiser(lambda x, t, c: problem.denoise(x, t), noise=NOISE, shape=(2,), fingerprint="g", null_condition=0)
     net = guided(inner, 2.0)
     result = optimize(
-        net, 2, objective=off_the_modes, condition=torch.arange(4), max_calls=2 * BUDGET, data=problem.sample(64),
-        data_condition=torch.zeros(64).long(),
+        net, 2, "grids", objective=off_the_modes, condition=torch.arange(4), max_calls=2 * BUDGET,
+        data=problem.sample(64), data_condition=torch.zeros(64).long(),
     )  # fmt: skip
     assert net.evaluations == result.calls <= 2 * BUDGET and net.batch_cost == 2
 
@@ -450,12 +455,12 @@ def test_conditions_follow_the_seeds() -> None:
     result = optimize(net, 3, "dmn", objective=off_the_modes, condition=torch.tensor([0.0, 5.0]), max_calls=BUDGET)
     assert result.tableau.nfe == 3 and all(len(shape) == 1 for shape in seen)
     with pytest.raises(ArgumentError, match="lengths"):
-        optimize(net, 3, condition={"a": torch.zeros(2), "b": torch.zeros(3)})
+        optimize(net, 3, "grids", condition={"a": torch.zeros(2), "b": torch.zeros(3)})
 
 
 def test_seeds_that_are_given() -> None:
     result = optimize(
-        counted(), 3, objective=off_the_modes, max_calls=BUDGET, calibration=CalibrationSeeds(20, 7),
+        counted(), 3, "grids", objective=off_the_modes, max_calls=BUDGET, calibration=CalibrationSeeds(20, 7),
         selection=SelectionSeeds(240, 5), report=ReportSeeds(60, 3),
     )  # fmt: skip
     assert result.report["seeds"] == "ReportSeeds(60, offset=3)" and result.plan["paths"] == 20
@@ -481,7 +486,7 @@ def test_mixed_seeds_are_refused_before_any_work(argument: str) -> None:
     [
         ({"nfe": 0}, "nfe is 0"),
         ({"nfe": 2.5}, "nfe is 2.5"),
-        ({"method": "s3"}, "method is 's3': choose one of auto, ays, dmn"),
+        ({"method": "s3"}, "method is 's3': choose one of auto, grids, ays, dmn"),
         ({"objective": "fid"}, "objective is 'fid'"),
         ({"objective": "frechet"}, "needs a judge"),
         ({"minutes": 0}, "minutes is 0"),
@@ -502,12 +507,12 @@ def test_bad_arguments_are_refused_before_any_work(options: dict, said: str) -> 
 
 
 def test_the_budget_that_a_refusal_names_is_enough() -> None:
-    for method in ("auto", "ays", "dmn"):
+    for method in ("auto", "grids", "ays", "dmn"):
         for made, taught in product((False, True), repeat=2):
             with pytest.raises(ArgumentError) as refused:
-                plan(100, nfe=7, method=method, made=made, taught=taught)
+                plan(100, nfe=7, parts=PARTS[method], made=made, taught=taught)
             enough = int(str(refused.value).split("about ")[1].split(";")[0])
-            assert plan(enough, nfe=7, method=method, made=made, taught=taught).total <= enough
+            assert plan(enough, nfe=7, parts=PARTS[method], made=made, taught=taught).total <= enough
 
 
 def test_minutes_are_turned_into_calls() -> None:
@@ -524,7 +529,7 @@ def test_a_network_that_fails_is_reported() -> None:
 
 def test_progress_is_told() -> None:
     events: list[Event] = []
-    optimize(counted(), 3, max_calls=2 * BUDGET, progress=events.append)
+    optimize(counted(), 3, "grids", max_calls=2 * BUDGET, progress=events.append)
     assert {"teacher", "race", "noising paths", "finals", "report"} <= {e.stage for e in events}
     assert all(e.total is not None and 0 <= e.done <= e.total for e in events)
     assert any(e.best for e in events if e.stage == "race")

@@ -35,6 +35,7 @@ class Found:
         notes: what a reader should know (where the data came from, what was cached).
         complete: False if the search was interrupted; the scores that are missing are empty.
         start_solver: the solver of the start, where several competed.
+        course: where the race stood after each part: calls and seconds so far, the best, its score and images.
         window: from where to where both samplers go: `start` and `last` (times), `end`, `image_to_image`, `words`.
     """
 
@@ -56,6 +57,7 @@ class Found:
     complete: bool = True
     start_solver: str = ""
     window: dict[str, Any] = field(default_factory=dict[str, Any])
+    course: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
 
     @property
     def schedule(self) -> SolverSchedule:
@@ -123,8 +125,8 @@ class Found:
                 f"the record has version {record.get('version')!r}, this fewstep reads up to {VERSION}: update fewstep"
             )
         try:
-            # Early records had one solver, and no name for it; and all went from noise to clean.
-            record = {"start_solver": record["solver"], "window": {}, **record}
+            # Early records had one solver, and no name for it; all went from noise to clean; none kept its course.
+            record = {"start_solver": record["solver"], "window": {}, "course": [], **record}
             values = {f.name: record[f.name] for f in fields(Found) if f.name not in ("tableau", "start")}
             return Found(
                 tableau=Tableau.from_dict(record["tableau"]), start=Tableau.from_dict(record["start"]), **values

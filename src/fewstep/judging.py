@@ -16,8 +16,12 @@ OBJECTIVES = ("auto", "matched", "frechet", "teacher")
 Objective = str | Callable[[Tensor], Tensor]
 
 
-def checked_objective(objective: Objective, known: ModelJudge | None, teacher_calls: int = 1) -> Objective:
+def checked_objective(
+    objective: Objective, known: ModelJudge | None, teacher_calls: int = 1, *, matched: bool = False
+) -> Objective:
     """The objective with `auto` resolved: `frechet` where a feature network is known, else `matched`.
+
+    With `matched` that is preferred, where there is a teacher: it needs far fewer images (docs/ays-results.md).
 
     Errors: `ArgumentError` for another word, `frechet` without a judge, or `matched` or `teacher` without a teacher.
     """
@@ -33,7 +37,8 @@ def checked_objective(objective: Objective, known: ModelJudge | None, teacher_ca
         )
     if objective == "auto":
         # The features of an analytic problem are its samples themselves: two moments say little about a mixture.
-        objective = "frechet" if known is not None and (known.nll is None or not teacher_calls) else "matched"
+        taught = teacher_calls and (matched or (known is not None and known.nll is not None))
+        objective = "frechet" if known is not None and not taught else "matched"
     if objective in ("matched", "teacher") and not teacher_calls:
         raise ArgumentError(
             "nothing judges without a teacher (teacher_calls=0): give judge=, or a function objective=, or leave "

@@ -24,8 +24,9 @@ from fewstep.search.gradient.recipes import RECIPES, Recipe
 from fewstep.search.gradient.space import SPACES, Start
 from fewstep.search.judges import Judge, MatchedJudge, PairedJudge
 from fewstep.search.ledger import Ledger, Stage
-from fewstep.search.methods import HAND, Source
+from fewstep.search.methods import Source
 from fewstep.search.objective import Scorer
+from fewstep.search.parts import HAND, STARTS, Parts
 from fewstep.search.select import Candidate
 from fewstep.tableau import Tableau
 
@@ -39,10 +40,12 @@ Loss = str | LearningObjective
 TEACHING = 0.3
 """Part of the learning's calls that may go to the teacher."""
 MOST_PAIRS = 512
-STARTS, ENOUGH = 2, 300
-"""Descents from so many starts, where each can make so many updates; else from the best alone."""
+ENOUGH = 300
+"""Descents from several starts, where each can make so many updates; else from the best alone."""
 WHOLE_BATCH = 256
 """Pairs in an update by a distance of distributions."""
+MATCHED_BATCH = 64
+"""The same by a distance to the teacher's samples, where chance weighs less."""
 PARALLEL = {"epd": 2, "epd-1": 1}
 
 
@@ -71,7 +74,17 @@ class Lessons:
 
         Errors: `ArgumentError` where the method can start from none of them.
         """
-        recipe = self._recipe()
+        found: list[Candidate] = []
+        for name in self.ground.parts.learned:
+            try:
+                found += self._learned(self._recipe(name), standing)
+            except ArgumentError as error:
+                if not self.ground.parts.auto:
+                    raise
+                self.ground.notes.append(f"Nothing was learned by {name}: {error}")
+        return found
+
+    def _learned(self, recipe: Recipe, standing: list[Candidate]) -> list[Candidate]:
         starts, refused = starts_of(recipe, standing, self.ground, self.nfe)
         if not starts:
             raise refused or ArgumentError(f"method {recipe.name} found no start among the hand-crafted samplers")
@@ -95,11 +108,11 @@ class Lessons:
                 for origin, solver, start in starts
             ]
 
-    def _recipe(self) -> Recipe:
-        recipe = RECIPES[self.ground.method]
-        if self.ground.loss in ("frechet", "kernel") or getattr(self.ground.loss, "whole", False):
+    def _recipe(self, name: str) -> Recipe:
+        recipe, loss = RECIPES[name], self.ground.loss if self.ground.loss != "auto" else self.ground.parts.loss
+        if loss in ("frechet", "kernel") or getattr(loss, "whole", False):
             return replace(recipe, batch=WHOLE_BATCH)
-        return recipe
+        return replace(recipe, batch=max(recipe.batch, MATCHED_BATCH)) if loss == "matched" else recipe
 
     def _learner(self) -> tuple[Learner, int]:
         """The pairs and the judge, and the calls that are left to descents."""
@@ -146,26 +159,31 @@ class Lessons:
         return Candidate(None, table, solver, learned.method, text, level, about={"learned": learned.record()})
 
 
-def lowered_by(method: str, loss: Loss, model: Denoiser, known: models.Judge | None) -> LearningObjective | None:
+def lowered_by(
+    method: str, parts: Parts, loss: Loss, model: Denoiser, known: models.Judge | None
+) -> LearningObjective | None:
     """What a method that learns by gradient lowers; None for the others.
 
     Errors: `ArgumentError` for a loss that is not known, needs features that are not there or cannot be differentiated,
         or is given in vain.
     """
-    if method not in RECIPES:
+    if not parts.learned:
         if loss != "auto":
             raise ArgumentError(
                 f"loss={loss!r} is for methods that learn by gradient, and method {method} does not: "
-                f"leave it out, or choose one of {', '.join(RECIPES)}"
+                f"leave it out, or choose auto or one of {', '.join(RECIPES)}"
             )
         return None
     if not isinstance(loss, str):
         return loss
-    name = RECIPES[method].loss if loss == "auto" else loss
+    name = loss
+    if loss == "auto":
+        able = known is not None and known.nll is None and _differentiable(model, known)
+        name = parts.loss if parts.loss and (able or parts.loss != "matched") else RECIPES[parts.learned[0]].loss
     if known is None:
         return objective(name)
     if not _differentiable(model, known):
-        if name in ("frechet", "kernel") or loss == "features":
+        if name in ("frechet", "kernel", "matched") or loss == "features":
             raise ArgumentError(
                 f"loss={loss!r} follows the gradient of features, and those of {known.name} have none (a pipeline's "
                 "pictures are decoded without): leave loss out, or choose l2"
@@ -215,8 +233,10 @@ def require_start(ground: Setting, nfe: int, sources: Sequence[Source]) -> None:
     """
     window = ground.window
     tried = [s.candidate(times.logsnr(window.noise, s.steps, **window.ends), HAND, "logsnr") for s in sources]
-    found, refused = starts_of(RECIPES[ground.method], [c for c in tried if c is not None], ground, nfe)
-    if not found:
+    for name in ground.parts.learned:
+        found, refused = starts_of(RECIPES[name], [c for c in tried if c is not None], ground, nfe)
+        if found or ground.parts.auto:
+            continue
         raise refused or ArgumentError(f"method {ground.method} cannot make exactly {nfe} network calls: give another")
 
 

@@ -22,7 +22,7 @@ from fewstep.found import Found
 from fewstep.optimizing import Options, check_amounts, finished, prepared
 from fewstep.search.dynamic_oss import calls as oss_calls
 from fewstep.search.ledger import Ledger
-from fewstep.search.methods import NotSoMany, Solver, Source, sources
+from fewstep.search.methods import NotSoMany, Solver, Source, default_solver, sources
 from fewstep.search.plan import LEVELS, default_calls, trajectories, walked
 from fewstep.setting import Setting
 from fewstep.stages import Work, affordable
@@ -94,7 +94,7 @@ def folder_of(solver: str, nfe: int) -> str:
 def optimize_many(
     model: Denoiser | str,
     nfes: Sequence[int],
-    solvers: str | Solver | Sequence[str | Solver] = "dpmpp_2m",
+    solvers: str | Solver | Sequence[str | Solver] | None = None,
     method: str = "auto",
     *,
     minutes: float | None = None,
@@ -108,7 +108,8 @@ def optimize_many(
     Args:
         model: the network, or its name.
         nfes: numbers of network calls per sample.
-        solvers: names, or functions `times -> SolverSchedule`; `auto` as one of them lets several compete for it.
+        solvers: names, or functions `times -> SolverSchedule`; `auto` as one of them lets several compete for it. By
+            default as in `optimize`.
         method: as in `optimize`.
         minutes, max_calls: for all results together; by default each has the budget that it would have alone, less
             the shared part.
@@ -126,6 +127,7 @@ def optimize_many(
     folder = None if out is None else Path(out)
     cache = cache if cache is not None else None if folder is None else folder / ".cache"
     ground = prepared(model, method, cache=cache, **options)
+    solvers = solvers or default_solver(method)
     asked = [solvers] if isinstance(solvers, str) or callable(solvers) else list(solvers)
     pairs, skipped = _pairs(ground, asked, nfes)
     run = _Run(ground, pairs, Ledger(ground.model), folder)
@@ -218,7 +220,7 @@ class _Run:
         most = 4096 if ground.data is None else len(ground.data.samples)
         paths = walked(max_calls or max(alone.values()), levels * cost, sample, ground.klub, most, ground.seeds.paths)
         runs, stepped = trajectories(
-            max_calls or max(alone.values()), ground.method, ground.teacher_calls * cost, ground.most_steps, cost,
+            max_calls or max(alone.values()), ground.parts, ground.teacher_calls * cost, ground.most_steps, cost,
             ground.seeds.paths, ground.planner is not None,
         )  # fmt: skip
         planned = {

@@ -27,8 +27,9 @@ from fewstep.randomness import CalibrationSeeds, ReportSeeds, SelectionSeeds
 from fewstep.search.cache import Cache, Probe
 from fewstep.search.klub import Gram
 from fewstep.search.ledger import Ledger
-from fewstep.search.methods import METHODS, Solver, entered, sources
+from fewstep.search.methods import Solver, default_solver, entered, sources
 from fewstep.search.objective import BATCH
+from fewstep.search.parts import METHODS, PARTS
 from fewstep.search.teacher import CALLS
 from fewstep.search.window import Window
 from fewstep.setting import Setting
@@ -44,7 +45,7 @@ def optimize(
     nfe: int,
     method: str = "auto",
     *,
-    solver: str | Solver | Sequence[str | Solver] = "dpmpp_2m",
+    solver: str | Solver | Sequence[str | Solver] | None = None,
     minutes: float | None = None,
     max_calls: int | None = None,
     objective: Objective = "auto",
@@ -71,19 +72,23 @@ def optimize(
     Args:
         model: the network, or a name that `fewstep.load` knows.
         nfe: network calls per sample.
-        method: `dmn` (no network in the search), `ays` (its ways down from every hand-crafted grid) or `auto` (both,
-            times from the network's loss curve, AYS from all of them, and then the guesses of a surrogate); or times
-            planned on teacher trajectories: `gits`, `oss`, or `local_error` (of the solver's own steps); or one that
-            learns by gradient from the best hand-crafted times (`fewstep.search.gradient.recipes.RECIPES`).
+        method: `auto` has all parts that pay off: hand-crafted times of several solvers, `grids`, plans, S³'s children
+            of all of them, and then times, model times and weights learned by gradient from the best. Or one part:
+            times alone by `dmn` (no network in the search), `ays` (its ways down from every hand-crafted grid) or
+            `grids` (both, times from the network's loss curve, AYS from all of them, and then the guesses of a
+            surrogate); times planned on teacher trajectories, `gits`, `oss`, or `local_error` (of the solver's own
+            steps); or a method that learns by gradient from the best hand-crafted times
+            (`fewstep.search.gradient.recipes.RECIPES`).
         solver: a name of `fewstep.solvers.NAMES`, `auto` (several multistep solvers), a function
-            `times -> SolverSchedule`, or a list of them, which compete; `optimize_many` gives a result for each.
+            `times -> SolverSchedule`, or a list of them, which compete; `optimize_many` gives a result for each. By
+            default `dpmpp_2m`, and `auto` with method `auto`.
         minutes: time to spend; the network's speed is measured first, so results vary with the machine.
         max_calls: network calls to spend at most, everything included (one image through the network once is one call);
-            13,000 for each of `nfe`, between 80,000 and 150,000, when neither is given.
+            13,000 for each of `nfe`, between 80,000 and 150,000, when neither is given, and three times that to learn.
         objective: what selects, lower is better: `matched` (distance of the samples, as a set, to a 60-call run's of
             the same noise), `frechet` (to the data; needs a judge), `teacher` (RMS distance to the 60-call run, sample
             by sample), or a function `images [B, *shape] -> [B]`, which sees the decoded pictures of a pipeline. `auto`
-            is frechet where features are known, else matched.
+            is frechet where features are known, else matched; with method `auto` it is matched.
         judge: features and reference statistics, for networks that the package does not know.
         data: clean samples `[N, *shape]` in the network's units for the KLUB table, with `data_condition`; by default
             what ships with the network, else samples that the teacher makes.
@@ -123,7 +128,7 @@ def optimize(
     )  # fmt: skip
     if given is not None:
         entered(ground.window, given, nfe)
-    made = sources(ground.window, solver, nfe)
+    made = sources(ground.window, solver or default_solver(method), nfe)
     ground.require_grid(max(source.steps for source in made))
     work = Work(ground, nfe, made, folder, Ledger(ground.model), given=given)
     return finished(work, minutes, max_calls)
@@ -182,7 +187,7 @@ def prepared(
     net, name = inputs.resolve(model)
     window = Window.checked(net.noise, start, end)
     known = judge or inputs.judge_of(net)
-    chosen = checked_objective(objective, known, teacher_calls)
+    chosen = checked_objective(objective, known, teacher_calls, matched=PARTS[method].auto)
     chosen = on_pictures(net, chosen) if callable(chosen) else chosen
     of = inputs.condition_of(net, condition)
     ground = Setting(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -20,13 +20,12 @@ from fewstep.progress import Report
 from fewstep.randomness import CalibrationSeeds, Seeds
 from fewstep.search.cache import Cache, Probe, first_rows, rows
 from fewstep.search.gradient.objectives import Objective as LearningObjective
-from fewstep.search.gradient.recipes import RECIPES
 from fewstep.search.judges import Judge
 from fewstep.search.klub import Gram
 from fewstep.search.ledger import Ledger
-from fewstep.search.methods import DESCENDING
 from fewstep.search.objective import Scorer
-from fewstep.search.planner import PLANNED, Planner
+from fewstep.search.parts import PARTS, Parts
+from fewstep.search.planner import Planner
 from fewstep.search.teacher import ConditionOf, Teacher, reference_schedule
 from fewstep.search.window import Window
 
@@ -81,20 +80,28 @@ class Setting:
     def __post_init__(self) -> None:
         self.given, self.ready = self.data is not None, self.gram is not None
 
+    @cached_property
+    def parts(self) -> Parts:
+        """What the method is made of; `auto` leaves out what this network, window or teacher does not allow."""
+        parts = PARTS[self.method]
+        if parts.auto and not (self.window.whole and self.window.to_zero):
+            parts = parts.unevolved()
+        return parts.untaught() if parts.auto and (not self.teacher_calls or self.model.channels != 1) else parts
+
     @property
     def klub(self) -> bool:
         """Whether the method looks at a KLUB table."""
-        return self.method in DESCENDING
+        return self.parts.ays
 
     @property
     def plans(self) -> bool:
         """Whether the method plans on teacher trajectories."""
-        return self.method in PLANNED
+        return bool(self.parts.plans)
 
     @property
     def learned(self) -> bool:
         """Whether the method learns by gradient."""
-        return self.method in RECIPES
+        return bool(self.parts.learned)
 
     @cached_property
     def lowered(self) -> LearningObjective | None:
@@ -102,7 +109,7 @@ class Setting:
 
         Errors: as in `lowered_by`.
         """
-        return lowered_by(self.method, self.loss, self.model, self.known)
+        return lowered_by(self.method, self.parts, self.loss, self.model, self.known)
 
     def require_grid(self, steps: int) -> None:
         """Refuse, before any work, plans of so many steps that the teacher's grid cannot hold; remembers the most.
@@ -116,6 +123,9 @@ class Setting:
                 f"method={self.method!r} plans on a teacher's trajectories, and teacher_calls=0 switches the teacher "
                 "off: leave teacher_calls out, or use method='dmn'"
             )
+        if self.parts.auto and self.teacher_calls < COARSEST * steps:
+            self.parts = replace(self.parts, plans={})
+            return
         if self.teacher_calls < COARSEST * steps:
             raise ArgumentError(
                 f"teacher_calls={self.teacher_calls} gives a grid of {self.teacher_calls + 1} times, too coarse to "
@@ -273,7 +283,7 @@ class Setting:
             with ledger.stage("trajectories", stages["trajectories"]):
                 made = self.teacher.trajectory(seeds, self.progress)
             planner = Planner(self.teacher, made, self.most_steps, stepped, self.cache, self.batch, self.progress)
-            if self.method == "oss":
+            if "oss" in self.parts.plans:
                 with ledger.stage("optimal steps", stages["optimal steps"]):
                     _ = planner.oss
             self.planner = planner

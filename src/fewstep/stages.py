@@ -10,6 +10,7 @@ import torch
 
 import fewstep
 from fewstep import models
+from fewstep.errors import ArgumentError
 from fewstep.found import Found
 from fewstep.judging import report_judges, selection_judge, taught
 from fewstep.learning import Lessons, require_start
@@ -17,12 +18,14 @@ from fewstep.progress import Event
 from fewstep.randomness import ReportSeeds, SelectionSeeds
 from fewstep.search.cache import digest
 from fewstep.search.compete import Competition
+from fewstep.search.evolving import Breeder
 from fewstep.search.judges import Judge
 from fewstep.search.ledger import Ledger, speed
-from fewstep.search.methods import HAND, Source
+from fewstep.search.methods import Source
 from fewstep.search.objective import Scorer
-from fewstep.search.plan import LEARN, Plan, default_calls, plan
-from fewstep.search.select import Candidate
+from fewstep.search.parts import HAND
+from fewstep.search.plan import Plan, default_calls, plan
+from fewstep.search.select import Candidate, finite
 from fewstep.setting import Setting
 from fewstep.tableau import Tableau
 
@@ -42,6 +45,7 @@ class Work:
     out: Path | None
     ledger: Ledger
     notes: list[str] = field(default_factory=list[str])
+    course: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     competition: Competition | None = None
     judge: Judge | None = None
     plan: Plan | None = None
@@ -72,21 +76,12 @@ class Work:
             scorer,
             ground.scorer([self.judge], fresh),
             p,
-            ground.method,
+            ground.parts,
             self.ledger,
             ground.progress,
             self.given,
         )
-        competition.begin()
-        if ground.learned:
-            competition.learn(self._lessons(p, self.judge, scorer, fresh, minutes))
-        if ground.klub:
-            if ground.gram is None:
-                ground.make_data(p.made, p.stages["data"], self.ledger)
-            competition.descend(ground.table(p.paths, p.levels, p.stages["KLUB table"], self.ledger))
-        if ground.plans:
-            competition.propose(ground.make_planner(p.trajectories, p.stepped, p.stages, self.ledger))
-        competition.conclude()
+        self._take_turns(competition, p, self._lessons(p, self.judge, scorer, fresh, minutes))
         winner, start, final = competition.finals()
         final |= {"judge": self.judge.name, "seeds": repr(fresh)}
         found = self._found(winner, start, final, self._figures(p, winner, start))
@@ -94,10 +89,49 @@ class Work:
             found.save_all(self.out)
         return found
 
+    def _take_turns(self, competition: Competition, p: Plan, lessons: Lessons) -> None:
+        """The parts of the method, one after the other; after each the best so far is on disk."""
+        ground = self.setting
+        competition.begin()
+        self._kept("hand-crafted")
+        if ground.klub:
+            if ground.gram is None:
+                ground.make_data(p.made, p.stages["data"], self.ledger)
+            competition.descend(ground.table(p.paths, p.levels, p.stages["KLUB table"], self.ledger))
+            self._kept("ways down")
+        if ground.plans:
+            competition.propose(ground.make_planner(p.trajectories, p.stepped, p.stages, self.ledger))
+            self._kept("plans")
+        if ground.parts.evolved:
+            competition.evolve(Breeder(ground.window, self.nfe))
+            self._kept("evolution")
+        competition.conclude()
+        self._kept("race")
+        if ground.learned:
+            competition.learn(lessons)
+            self._kept("learning")
+
     def _lessons(self, p: Plan, judge: Judge, scorer: Scorer, fresh: SelectionSeeds, minutes: float | None) -> Lessons:
         offset = fresh.offset + len(fresh)
-        seconds = None if minutes is None else 60 * minutes * TIME_SHARE * LEARN
+        seconds = None if minutes is None else 60 * minutes * TIME_SHARE * self.setting.parts.learn
         return Lessons(self.setting, p, self.ledger, self.nfe, judge, scorer, offset, seconds)
+
+    def _kept(self, part: str) -> None:
+        """The best so far on disk, and in the record what the race stood at after this part."""
+        assert self.competition is not None
+        standing = [c for c in self.competition.race.standing() if c.scores]
+        if not standing:
+            return
+        best = standing[0]
+        images = max(best.scores)
+        self.course.append({
+            "part": part, "calls": self.ledger.calls, "seconds": round(self.ledger.seconds, 2),
+            "entries": len(standing), "best": best.origin, "solver": best.solver, "method": best.method,
+            "images": images, "score": finite(best.scores[images]),
+        })  # fmt: skip
+        if self.out is not None:
+            start = next((c for c in standing if c.method == HAND), best)
+            replace(self._found(best, start, {}, {}), complete=False).save_all(self.out)
 
     def stopped(self) -> str:
         """Save the best so far after an interrupt; says what was saved and how to go on."""
@@ -134,12 +168,23 @@ class Work:
         Errors: `ArgumentError` when it is too small.
         """
         ground = self.setting
+        try:
+            return self._divided(budget, made, table, checked, walked)
+        except ArgumentError:
+            if not (ground.parts.auto and ground.learned):
+                raise
+            ground.parts = ground.parts.untaught()
+            self.notes.append(f"{budget:,} network calls are too few to plan or to learn: times and S³ alone.")
+            return self._divided(budget, made, table, checked, walked)
+
+    def _divided(self, budget: int, made: bool, table: bool, checked: int, walked: bool) -> Plan:
+        ground = self.setting
         return plan(
             budget,
             nfe=self.nfe,
             batch_cost=ground.model.batch_cost,
             teacher=ground.teacher_calls,
-            method=ground.method,
+            parts=ground.parts,
             solvers=len(self.sources),
             made=made,
             taught=taught(ground.objective),
@@ -151,7 +196,6 @@ class Work:
             walked_already=walked,
             checked=checked,
             fewest=FEWEST if ground.objective == "frechet" else 0,
-            learned=ground.learned,
         )
 
     def _figures(self, p: Plan, winner: Candidate, start: Candidate) -> dict[str, Any]:
@@ -218,6 +262,7 @@ class Work:
             notes,
             start_solver=start.solver,
             window=ground.window.record(),
+            course=list(self.course),
         )
 
 

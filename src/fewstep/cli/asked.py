@@ -39,7 +39,7 @@ class Asked:
     reference: Path | None = None
     loss: str = "auto"
 
-    def one(self, nfe: int, solver: str | list[str], folder: Path) -> tuple[Found, list[Path]]:
+    def one(self, nfe: int, solver: str | list[str] | None, folder: Path) -> tuple[Found, list[Path]]:
         """One search and its files."""
         from fewstep.cli.common import load_table
         from fewstep.optimizing import optimize
@@ -61,12 +61,14 @@ class Asked:
         """A result for each solver with each number of calls (without `each` the solvers compete), and a table."""
         from fewstep.many import folder_of, optimize_many
         from fewstep.progress import shown
-        from fewstep.search.methods import RECOMMENDED
+        from fewstep.search.methods import RECOMMENDED, default_solver
+        from fewstep.search.parts import PARTS
 
         if self.source is not None:
             raise ArgumentError(
                 "--from starts one search, of the file's number of calls: give one --nfe, without --each"
             )
+        solvers = solvers or [default_solver(self.method)] if self.method in PARTS else solvers
         names = list(RECOMMENDED) if each and list(solvers) == ["auto"] else list(solvers)
         if not each and len(names) > 1:
             raise ArgumentError("several --nfe take one --solver, or auto: add --each for a result of every solver")
@@ -128,10 +130,10 @@ class Asked:
     def _left(self, nfes: Sequence[int], *, default: bool = True) -> tuple[int | None, int]:
         """The calls of the search, less those of its pictures and charts; and those."""
         from fewstep.cli.delivery import own_calls
-        from fewstep.search.gradient.recipes import RECIPES
+        from fewstep.search.parts import PARTS
         from fewstep.search.plan import default_calls
 
-        learned = self.method in RECIPES
+        learned = self.method in PARTS and bool(PARTS[self.method].learned)
         own = sum(own_calls(nfe, self.around) for nfe in nfes)
         if self.max_calls is None:
             return (default_calls(nfes[0], learned=learned) - own if default and self.minutes is None else None), own

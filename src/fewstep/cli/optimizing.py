@@ -34,7 +34,10 @@ if TYPE_CHECKING:
 Calls = Annotated[list[str], typer.Option(help="Network calls per sample of the sampler to find, one or more: 5,6,8.")]
 Solvers = Annotated[
     list[str] | None,
-    typer.Option(help="Named solvers (`fewstep solvers`), or auto for several: they compete.", show_default="dpmpp_2m"),
+    typer.Option(
+        help="Named solvers (`fewstep solvers`), or auto for several: they compete.",
+        show_default="dpmpp_2m, or auto with --method auto",
+    ),
 ]
 Start = Annotated[
     float | None,
@@ -57,28 +60,33 @@ Around = Annotated[
 MethodOption = Annotated[
     str,
     typer.Option(
-        help="dmn (no network calls), ays, auto (both, from every start); planned: gits, oss, local_error; or learned "
-        "by gradient: times, weights, joint, ld3, s4s, s4s-alt, gs, bns, dyweight, neural-solver, dc, epd, epd-1."
+        help="auto (all that pays off); times alone: dmn (no network calls), ays, grids (both, from every start); "
+        "planned: gits, oss, local_error; or learned by gradient: times, weights, joint, ld3, s4s, s4s-alt, gs, bns, "
+        "dyweight, neural-solver, dc, epd, epd-1."
     ),
 ]
 LossOption = Annotated[
     str,
     typer.Option(
-        help="What a method that learns lowers: l2, l1, log-l2, pseudo-huber, features, along, frechet, kernel, or "
-        "auto (the method's own)."
+        help="What a method that learns lowers: l2, l1, log-l2, pseudo-huber, features, along, matched, frechet, "
+        "kernel, or auto (the method's own)."
     ),
 ]
 EndOption = Annotated[
     str, typer.Option(help="Where the times end: zero, min (the network's own least time) or a time.")
 ]
 MaxCallsOption = Annotated[
-    int | None, typer.Option(help="Network calls to spend in all.", show_default="13,000 for each of --nfe")
+    int | None,
+    typer.Option(
+        help="Network calls to spend in all.", show_default="13,000 for each of --nfe, three times that to learn"
+    ),
 ]
 ObjectiveOption = Annotated[
     str,
     typer.Option(
         help="What selects: matched (distance to the teacher's samples of the same seeds, as sets), frechet (to the "
-        "data), teacher (sample by sample), or auto (frechet where features are known, else matched)."
+        "data), teacher (sample by sample), or auto (matched with --method auto and where no features are known, else "
+        "frechet)."
     ),
 ]
 
@@ -114,9 +122,11 @@ def optimize(
 ) -> None:
     """Find a better sampler with a fixed number of network calls, for this network.
 
-    Hand-crafted times, DMN's and Align Your Steps' are raced on the same seeds, and the winner is judged again on fresh
-    ones, beside the best hand-crafted times. Writes schedule.json (the sampler), samples.png (before and after, same
-    seeds), report.html (figures, costs, how to use it) and search.json (the record).
+    Hand-crafted times of several solvers, DMN's, Align Your Steps' and planned ones are raced on the same seeds, with
+    children of their schedules; from the best of them a sampler is learned by gradient. The best of every part are
+    judged again on fresh seeds. --method takes one part alone: grids for times that any host can take. Writes
+    schedule.json (the sampler), samples.png (before and after, same seeds), report.html (figures, costs, how to use it)
+    and search.json (the record).
 
     gits, oss and local_error plan the times by dynamic programming on a teacher's trajectories, which all --nfe share;
     local_error looks at the error of the solver's own steps.
@@ -136,7 +146,7 @@ def optimize(
         name, method, objective, minutes, max_calls, start, strength, end, batch_size, around, quiet or as_json,
         source, features, reference, loss,
     )  # fmt: skip
-    nfes, names = _nfes(nfe), flat(solver) or ["dpmpp_2m"]
+    nfes, names = _nfes(nfe), flat(solver)
     plain = short_name(model)
     several = each or len(nfes) > 1
     folder = out or Path("runs") / (plain if several else f"{plain}-{nfes[0]}")
@@ -145,7 +155,7 @@ def optimize(
             many, text = asked.many(nfes, names, folder, each=each)
             show(many.to_dict(), text, as_json=as_json)
         else:
-            found, files = asked.one(nfes[0], names[0] if len(names) == 1 else names, folder)
+            found, files = asked.one(nfes[0], names[0] if len(names) == 1 else names or None, folder)
             show(_record(found, files), _text(found, files), as_json=as_json)
     except KeyboardInterrupt as stop:
         raise Stopped(str(stop) or f"{folder} holds what was written; start the same command again to go on") from None

@@ -1,10 +1,11 @@
 """The competition: who enters when, who goes on, and the finals on fresh seeds.
 
 Hand-crafted grids and DMN's enter first, then those of the loss curve; then grids on AYS's ways down from all of them,
-those from the best starts before the others.
+those from the best starts before the others; then plans on a teacher's trajectories, and S³'s children of all of them.
 The better ones go on to more images; the neighbours of the best on their ways enter, and then, one after the other,
-the grids that a surrogate of all scores so far expects most of. The finals compare the best three and the best
-hand-crafted grid on seeds that have chosen nothing yet.
+the grids that a surrogate of all scores so far expects most of. Samplers learned by gradient from the best come last.
+The finals compare the best three, the best hand-crafted grid and the best of every other part on seeds that have chosen
+nothing yet. Which parts there are is the method's (`fewstep.search.parts`).
 """
 
 from __future__ import annotations
@@ -16,19 +17,21 @@ from typing import Any
 
 from fewstep.errors import DenoiserError
 from fewstep.progress import Event, Report
+from fewstep.search.evolving import STAGE, Breeder
 from fewstep.search.klub import Gram
 from fewstep.search.ledger import Ledger
-from fewstep.search.methods import AYS, DESCENDING, HAND, Source, entered
+from fewstep.search.methods import Source, entered
 from fewstep.search.objective import Scorer
-from fewstep.search.plan import AROUND, FINALISTS, Plan
-from fewstep.search.planner import PLANNED, Planner
+from fewstep.search.parts import AYS, EVOLVED, HAND, Parts
+from fewstep.search.plan import AROUND, Plan
+from fewstep.search.planner import Planner
 from fewstep.search.select import Candidate, Race, finite
 from fewstep.tableau import Tableau
 
 THINNED = 5
 """Grids of each way down that may enter before its best are known."""
-PROPOSALS = {"gits": 8, "oss": 2, "local_error": 10}
-"""Entries that are kept for the times that a plan proposes."""
+BEST = 3
+"""Of the standing that reach the finals."""
 HANDS = (3, 2)
 """Hand-crafted grids that go on to each later round whatever their standing: the start must be well judged too."""
 
@@ -41,7 +44,7 @@ class Competition:
         scorer: judges samples on selection seeds, `plan.counts[-1]` of the race and then `plan.fresh` of the finals.
         finals: the same judge on fresh selection seeds.
         plan: rooms and counts.
-        method: one of `METHODS`.
+        parts: of the method.
         ledger: where the cost is written.
         progress: told after every score.
         given: somebody else's table, which enters too, and whose times all solvers try; the winner of the finals is
@@ -54,13 +57,13 @@ class Competition:
         scorer: Scorer,
         finals: Scorer,
         plan: Plan,
-        method: str,
+        parts: Parts,
         ledger: Ledger,
         progress: Report,
         given: Tableau | None = None,
     ) -> None:
         self.given = given
-        self.sources, self.plan, self.method, self.ledger = sources, plan, method, ledger
+        self.sources, self.plan, self.parts, self.ledger = sources, plan, parts, ledger
         self.by_solver = {source.name: source for source in sources}
         self._scorer, self._finals, self._progress = scorer, finals, progress
         self._failure: DenoiserError | None = None
@@ -70,9 +73,7 @@ class Competition:
     def begin(self) -> None:
         """Hand-crafted grids, and DMN's where the method wants them."""
         with self._stage():
-            room = self.plan.rooms[0]
-            if self.method in PLANNED:
-                room -= min(room // 2, PROPOSALS[self.method])
+            room = self.plan.rooms[0] - self._kept
             first, others = self.sources[0], self.sources[1:]
             if self.given is not None:
                 self._enter([entered(first.window, self.given, first.nfe)], room)
@@ -84,19 +85,19 @@ class Competition:
             best = [c.origin for c in self.race.standing()[:4]]
             for source in others:
                 self._enter((c for c in source.hand() if c.origin in best), room)
-            if self.method in ("auto", "dmn"):
+            if self.parts.dmn:
                 for source in self._by_standing()[:2]:
-                    self._enter(source.dmn(4 if self.method == "dmn" else 2), room)
+                    self._enter(source.dmn(self.parts.dmn), room)
             if self._failure is not None and all(math.isinf(c.scores[self.plan.counts[0]]) for c in self.race.entries):
                 raise self._failure
 
     def descend(self, gram: Gram) -> None:
         """Grids on the ways down from everything that has entered, in the order of the standing."""
         with self._stage():
-            keep = int(AROUND * self.plan.rooms[0])
+            keep = int(AROUND * self.plan.rooms[0]) + self._kept
             sources = self._by_standing()[:2]
             for source in sources:
-                if self.method == "auto":
+                if self.parts.curve:
                     self._enter(source.relatives(gram), self.plan.rooms[0] - keep)
                 mine = [c for c in self.race.standing() if c.solver == source.name and c.method != AYS]
                 source.descend(gram, mine)
@@ -107,21 +108,34 @@ class Competition:
     def propose(self, planner: Planner) -> None:
         """Times planned on teacher trajectories; the plans of the best solvers enter first."""
         with self._stage():
-            for source in self._by_standing():
-                self._enter(source.planned(planner, self.method), self.plan.rooms[0])
+            for kind, count in self.parts.plans.items():
+                upto = len(self.race.entries) + (self._scaled(count) if self.parts.auto else self.plan.rooms[0])
+                for source in self._by_standing()[: 2 if self.parts.auto else None]:
+                    self._enter(source.planned(planner, kind), min(upto, self.plan.rooms[0]))
+
+    def evolve(self, breeder: Breeder) -> None:
+        """S³'s children of all schedules so far; the surrogate learns after every few."""
+        with self._stage():
+            wanted = min(self.plan.rooms[0], len(self.race.entries) + self._scaled(self.parts.evolved))
+            while (before := len(self.race.entries)) < wanted:
+                count = min(STAGE, wanted - before)
+                children = list(breeder.children(self.race.entries, self.plan.counts[0], count))
+                self._enter(children, wanted)
+                if len(self.race.entries) == before:
+                    return
 
     def learn(self, teach: Callable[[list[Candidate]], list[Candidate]]) -> None:
         """Samplers learned from the best of the standing enter the race."""
         learned = teach(self.race.standing())
         with self._stage():
-            self.race.enter(learned, len(learned))
+            self.race.enter(learned, len(learned), stage=2)
 
     def conclude(self) -> None:
         """Later rounds; before the last one the neighbours of the best enter, and the surrogate's guesses."""
         with self._stage():
             second, third = self.plan.rooms[1:]
-            self._promote(1, second - second // 3 if self.method in DESCENDING else second)
-            if self.method in DESCENDING:
+            self._promote(1, second - second // 3 if self.parts.ays else second)
+            if self.parts.ays:
                 self._enter(self._neighbours(), self.plan.rooms[0])
                 self._promote(1, second)
             for k in range(self.plan.guesses):
@@ -133,9 +147,10 @@ class Competition:
     def finals(self) -> tuple[Candidate, Candidate, dict[str, Any]]:
         """The winner, the best hand-crafted one, and the scores of the finals; where none is better, the start wins."""
         start = self.race.best(HAND)
-        best = [c for c in self.race.standing()[: FINALISTS - 1] if c is not start]
+        best = [c for c in self.race.standing()[:BEST] if c is not start]
         given = [c for c in self.race.entries if c.tableau is self.given and c not in best]
-        entries = [start, *best[: FINALISTS - 1 - len(given)], *given]
+        entries = [start, *best[: BEST - len(given)], *given]
+        entries += self._others(entries)[: self.parts.finalists - len(entries)] if self.parts.auto else []
         count = self.plan.fresh
         scores: dict[int, float] = {}
         with self.ledger.stage("finals", self.plan.stages["finals"]):
@@ -146,6 +161,27 @@ class Competition:
                 self._progress(Event("finals", k + 1, len(entries), f"{scores[best]:.4g} {entries[best].origin}"))
         winner = entries[min(scores, key=lambda j: scores[j])]
         return winner, start, {"samples": count, "before": scores[0], "after": min(scores.values())}
+
+    def _others(self, there: list[Candidate]) -> list[Candidate]:
+        """The best of every part of which none is there."""
+        methods = {c.method for c in there}
+        found: dict[str, Candidate] = {}
+        for c in self.race.standing():
+            if c.method not in methods:
+                found.setdefault(c.method, c)
+        order = (*self.parts.learned, EVOLVED, AYS, *self.parts.plans)
+        return [found[method] for method in order if method in found]
+
+    @property
+    def _kept(self) -> int:
+        """Entries that are kept for plans and for S³."""
+        return min(
+            self.plan.rooms[0] // 2, self._scaled(sum(self.parts.plans.values())) + self._scaled(self.parts.evolved)
+        )
+
+    def _scaled(self, count: int) -> int:
+        """A number of entries, where the budget has room for more or fewer than the method is laid out for."""
+        return max(1, round(count * self.plan.scale)) if self.parts.auto and count else count
 
     def _stage(self) -> Any:
         return self.ledger.stage("race", self.plan.stages["race"])

@@ -53,6 +53,11 @@ class Ledger:
         """Network calls so far."""
         return sum(stage.calls for stage in self.stages.values())
 
+    @property
+    def seconds(self) -> float:
+        """Seconds so far."""
+        return sum(stage.seconds for stage in self.stages.values())
+
     def record(self) -> list[dict[str, Any]]:
         """Plain data."""
         return [asdict(stage) for stage in self.stages.values()]

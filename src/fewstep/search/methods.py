@@ -17,25 +17,21 @@ from fewstep.noise import NoiseSchedule
 from fewstep.rules import SolverSchedule
 from fewstep.search.ays import DIRECT, Descent, Snapshot, descents, to_ratios, to_times
 from fewstep.search.dmn import dmn_times
-from fewstep.search.gradient.recipes import RECIPES
 from fewstep.search.klub import Gram
-from fewstep.search.planner import PLANNED, Planner
+from fewstep.search.parts import AYS, DMN, GIVEN, GUESS, HAND, LOSS, PARTS
+from fewstep.search.planner import Planner
 from fewstep.search.relatives import rescaled_entropic
 from fewstep.search.select import Candidate
 from fewstep.search.surrogate import Array, propose
 from fewstep.search.window import Window
 from fewstep.tableau import Tableau
 
-METHODS = ("auto", "ays", "dmn", *PLANNED, *RECIPES)
-DESCENDING = ("auto", "ays")
-"""Methods that go down a KLUB table."""
 RECOMMENDED = ("dpmpp_2m", "unipc", "ipndm", "dpmpp_3m")
 """What `solver="auto"` tries: multistep solvers, one network call a step, each the best of its family somewhere."""
 DMN_OPTIONS: tuple[dict[str, Any], ...] = ({"p": 1.0}, {"p": 2.0}, {"p": 1.0, "order": 2}, {"p": 1.0, "truncation": 0})
-"""The authors' two exponents come first; `auto` takes only those."""
+"""The authors' two exponents come first; `grids` and `auto` take only those."""
 POWERS = (1.0, 0.85, 1.15)
-"""Of the rescaled entropic times that `auto` enters: the paper's, and around it."""
-HAND, DMN, LOSS, AYS, GUESS, GIVEN = "hand", "dmn", "loss", "ays", "surrogate", "given"
+"""Of the rescaled entropic times that enter: the paper's, and around it."""
 
 MANY, COARSE = 14, 10
 """From so many steps on AYS also takes the paper's way: grids of ten steps go down, and are refined to the number
@@ -47,6 +43,11 @@ LEAST_STEP = 0.05
 """The surrogate's steps in log ratio are at least this part of an even step."""
 
 Solver = Callable[[Tensor], SolverSchedule]
+
+
+def default_solver(method: str) -> str:
+    """The solver when none is asked for."""
+    return "auto" if PARTS[method].auto else "dpmpp_2m"
 
 
 @dataclass

@@ -12,13 +12,10 @@ from typing import Any
 
 from fewstep.errors import ArgumentError
 from fewstep.search.dynamic_oss import calls as oss_calls
-from fewstep.search.methods import DESCENDING
-from fewstep.search.planner import PLANNED
+from fewstep.search.parts import PARTS, Parts
 
-REPORT, PAIRED, GRAM = 0.28, 0.05, 0.13
-"""Shares of the final figures, of the teacher behind the paired figure, of the noising paths; the race has the rest."""
-FINALISTS = 4
-"""The best three and the best hand-crafted grid."""
+PAIRED, GRAM = 0.05, 0.13
+"""Shares of the teacher behind the paired figure, and of the noising paths; the race has the rest."""
 PATHS, STEPPED = 0.12, 0.1
 """Shares of the teacher's trajectories that plans are made on, and of the student's states that OSS follows."""
 LEVELS = 96
@@ -27,18 +24,12 @@ LEAST = 48
 """Samples of a final figure, at least: fewer give no standard error."""
 AROUND = 0.2
 """Part of the race's entries that is kept for the neighbours of the best."""
-LEARN, LEARN_REPORT = 0.5, 0.15
-"""Parts of the whole that a method which learns by gradient has for that, the teacher included, and for REPORT."""
-ENTRIES = {"dmn": 16, "ays": 40, "auto": 36, "gits": 24, "oss": 18, "local_error": 26}
-"""Entries that the race is laid out for; a larger budget first goes into more images for each."""
-GUESSES = {"dmn": 0, "ays": 0, "auto": 16, "gits": 0, "oss": 0, "local_error": 0}
-"""Places that the surrogate may propose."""
 LAST = 8
 """Images of the last round and of the finals, in those of the first: a few bad samples weigh much in a small set."""
-LEAST_ENTRIES = {"dmn": 13, "ays": 24, "auto": 24, "gits": 18, "oss": 15, "local_error": 20}
-"""Entries that are given up last when images get dear: the hand-crafted grids, and some of each way."""
 FEW_LAST = 6
-"""As LAST, where images are dear."""
+"""As LAST, where images are dear, or there are many finalists."""
+MATCHED_LAST = 4
+"""As FEW_LAST, for a judge that compares with the teacher: chance weighs less, and the teacher is dear."""
 MOST_IMAGES = 256
 """Images of the first round, at most; what is left of a large budget goes into more entries."""
 
@@ -54,6 +45,7 @@ class Plan:
         trajectories: of the teacher, that plans are made on; stepped: those that OSS follows. 0 with other methods.
         counts: images in each round of the race.
         rooms: candidates in each round; guesses: those that the surrogate proposes, which enter at the second round.
+        scale: part of the entries that the method is laid out for.
         fresh: images in the finals, on fresh seeds.
         taught: whether selection needs the teacher on every seed.
         report, paired: images of the final figures, and those of them that the teacher makes too.
@@ -70,6 +62,7 @@ class Plan:
     counts: tuple[int, ...]
     rooms: tuple[int, ...]
     guesses: int
+    scale: float
     fresh: int
     taught: bool
     report: int
@@ -98,7 +91,7 @@ def plan(
     nfe: int,
     batch_cost: int = 1,
     teacher: int = 60,
-    method: str = "auto",
+    parts: Parts = PARTS["grids"],
     solvers: int = 1,
     made: bool = False,
     taught: bool = False,
@@ -111,7 +104,6 @@ def plan(
     walked_already: bool = False,
     checked: int = 0,
     fewest: int = 0,
-    learned: bool = False,
 ) -> Plan:
     """Divide `max_calls`.
 
@@ -120,7 +112,7 @@ def plan(
         nfe: calls of the sampler that is looked for.
         batch_cost: network calls of one evaluation (2 with guidance).
         teacher: calls of one reference sample; 0 where there is none.
-        method: one of `fewstep.search.methods.METHODS`.
+        parts: of the method.
         solvers: how many solvers compete.
         made: whether the data have to be made by the teacher.
         taught: whether selection compares with the teacher.
@@ -130,20 +122,19 @@ def plan(
         table: whether the KLUB table is still to be computed, where the method needs one.
         walked_already: whether the plans' trajectories are there.
         checked: calls for a look at the data.
-        learned: whether the method learns by gradient.
         fewest: images of the first round that the judge should have. Where the budget is short, fewer samplers enter
-            rather than fewer images are made, down to `LEAST_ENTRIES`.
+            rather than fewer images are made, down to `parts.least`.
 
     Errors: `ArgumentError` when the budget is too small for any search; it says how much would do.
     """
-    klub = method in DESCENDING
+    klub = parts.ays
     one, taught_one = nfe * batch_cost, teacher * batch_cost
     whole = max_calls - batch_cost
-    shown = report or _between((LEARN_REPORT if learned else REPORT) * whole / (2 * one), LEAST, 5000)
+    shown = report or _between(parts.report * whole / (2 * one), LEAST, 5000)
     pairs = min(shown, _between(PAIRED * whole / taught_one, 8, 256)) if teacher else 0
     levels = levels if klub and table else 0
     walks = walked(whole, levels * batch_cost, taught_one if made else 0, klub, most_paths, paths)
-    runs, stepped = trajectories(whole, method, taught_one, nfe, batch_cost, paths, walked_already)
+    runs, stepped = trajectories(whole, parts, taught_one, nfe, batch_cost, paths, walked_already)
     stages = {
         "probe": batch_cost,  # one question, by which a cache recognises the network
         "range of the data": checked,
@@ -154,47 +145,49 @@ def plan(
         "report": 2 * shown * one,
         "teacher of the report": pairs * taught_one,
     }
-    if learned:
-        stages["learning"] = int(LEARN * whole)
+    if parts.learned:
+        stages["learning"] = int(parts.learn * whole)
     rest = max_calls - sum(stages.values())
-    like = "dmn" if learned else method
-    shape = _Shape(one, taught_one if taught else 0, ENTRIES[like] + 6 * (solvers - 1), GUESSES[like])
-    counts, rooms, guesses, fresh = shape.fill(rest, selection, fewest, LEAST_ENTRIES[like])
+    entries = parts.entries + 6 * (solvers - 1)
+    shape = _Shape(one, taught_one if taught else 0, entries, parts.guesses, parts.finalists, parts.taught, parts.auto)
+    counts, rooms, guesses, fresh = shape.fill(rest, selection, fewest, parts.least)
     if rooms[0] < 8:
         why = ", or give data=, which the teacher has to make otherwise" if made else ""
-        enough = _enough(nfe, batch_cost, teacher, klub, made, taught) * (2 if learned else 1)
+        enough = _enough(nfe, batch_cost, teacher, klub, made, taught) * (
+            6 if parts.auto else 2 if parts.learned else 1
+        )
         enough += checked + 2 * stages["trajectories"]
         raise ArgumentError(
             f"max_calls={max_calls} is too small a budget at {nfe} calls per sample: the search needs about {enough}; "
             f"give more calls (or minutes){why}"
         )
     stages["race"] = shape.images(counts, rooms, guesses) * one
-    stages["finals"] = FINALISTS * fresh * one
+    stages["finals"] = parts.finalists * fresh * one
     stages["teacher of the selection"] = (counts[-1] + fresh) * taught_one if taught else 0
     return Plan(
-        max_calls, levels, walks, walks if made else 0, runs, stepped, counts, rooms, guesses, fresh, taught, shown,
-        pairs, one, stages,
+        max_calls, levels, walks, walks if made else 0, runs, stepped, counts, rooms, guesses, rooms[0] / entries,
+        fresh, taught, shown, pairs, one, stages,
     )  # fmt: skip
 
 
 def trajectories(
-    calls: int, method: str, per_path: int, n_max: int, batch_cost: int, asked: int | None, there: bool
+    calls: int, parts: Parts, per_path: int, n_max: int, batch_cost: int, asked: int | None, there: bool
 ) -> tuple[int, int]:
     """How many teacher trajectories a plan is made on, and how many of them OSS follows.
 
     Args:
         calls: of the whole budget.
-        method: which may need none.
+        parts: of the method, which may need none.
         per_path: network calls of one trajectory.
         n_max: largest number of steps that OSS searches.
         batch_cost: network calls of one evaluation.
         asked: the number that the caller wants; there: whether they are made already.
     """
-    if method not in PLANNED or there or not per_path:
+    if not parts.plans or there or not per_path:
         return 0, 0
     runs = asked or _between(PATHS * calls / per_path, 8, 256)
     one = 2 * oss_calls(per_path // batch_cost + 1, n_max) * batch_cost
-    return runs, min(runs, _between(STEPPED * calls / max(1, one), 2, 64)) if method == "oss" else 0
+    return runs, min(runs, _between(STEPPED * calls / max(1, one), 2, 64)) if "oss" in parts.plans else 0
 
 
 def walked(calls: int, per_path: int, per_sample: int, klub: bool, most: int, asked: int | None) -> int:
@@ -216,34 +209,40 @@ def walked(calls: int, per_path: int, per_sample: int, klub: bool, most: int, as
 
 @dataclass(frozen=True)
 class _Shape:
-    """The proportions of the race: calls of one image and of its teacher (0 where not needed), entries, guesses."""
+    """The proportions of the race: calls of one image and of its teacher (0 where not needed), entries, guesses,
+    finalists, learned samplers in the last round, and whether there are many parts.
+    """
 
     one: int
     taught_one: int
     entries: int
     guesses: int
+    finalists: int = 4
+    learned: int = 0
+    many: bool = False
 
     def fill(self, calls: int, selection: int | None, fewest: int, least_entries: int) -> Filled:
         """Counts, rooms, guesses, and the images of the finals, that `calls` can pay for."""
+        most = LAST if not self.many else MATCHED_LAST if self.taught_one else FEW_LAST
         # In images of the first round: 2.5 for each entry with its later rounds, 2 for each guess, 8 for each finalist.
-        whole = 2.5 * self.entries + 2 * self.guesses + LAST * FINALISTS
+        whole = 2.5 * self.entries + 2 * self.guesses + most * (self.finalists + self.learned)
         unit = _between(
-            calls / (self.one * whole + 2 * LAST * self.taught_one), 8 if self.taught_one else 16, MOST_IMAGES
+            calls / (self.one * whole + 2 * most * self.taught_one), 8 if self.taught_one else 16, MOST_IMAGES
         )
         if selection is not None:
-            unit = min(unit, max(8, selection // (2 * LAST)))
+            unit = min(unit, max(8, selection // (2 * most)))
             fewest = min(fewest, unit)
         for images in range(fewest, unit, -1):
-            for last in (LAST, FEW_LAST):
+            for last in (most, min(most, FEW_LAST)):
                 filled = self._filled(calls, images, last)
                 if filled[1][0] >= least_entries:
                     return filled
-        return self._filled(calls, unit, LAST)
+        return self._filled(calls, unit, most)
 
     def _filled(self, calls: int, unit: int, last: int) -> Filled:
         """As many entries as `calls` can pay for with `unit` images in the first round."""
         counts, fresh = (unit, 2 * unit, last * unit), last * unit
-        rest = calls - FINALISTS * fresh * self.one - (counts[-1] + fresh) * self.taught_one
+        rest = calls - self.finalists * fresh * self.one - (counts[-1] + fresh) * self.taught_one
         entries = int(rest / self.one / unit)
         while entries > 0:
             guesses = entries * self.guesses // self.entries
@@ -253,11 +252,11 @@ class _Shape:
             entries -= 1
         return counts, (0, 0, 0), 0, fresh
 
-    @staticmethod
-    def images(counts: tuple[int, ...], rooms: tuple[int, ...], guesses: int) -> int:
+    def images(self, counts: tuple[int, ...], rooms: tuple[int, ...], guesses: int) -> int:
         """Images of the whole race, at most."""
         steps = [counts[0], *(after - before for before, after in itertools.pairwise(counts))]
-        return sum(room * step for room, step in zip(rooms, steps, strict=True)) + guesses * counts[1]
+        late = guesses * counts[1] + self.learned * counts[-1]
+        return sum(room * step for room, step in zip(rooms, steps, strict=True)) + late
 
 
 Filled = tuple[tuple[int, ...], tuple[int, ...], int, int]

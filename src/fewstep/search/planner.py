@@ -25,8 +25,6 @@ from fewstep.search.dynamic_oss import OptimalSteps, optimal_steps
 from fewstep.search.teacher import Teacher
 from fewstep.search.trajectories import Trajectories
 
-PLANNED = ("gits", "oss", "local_error")
-"""Methods that plan on a teacher's trajectories."""
 GITS_VARIANTS: tuple[tuple[Metric, float], ...] = (
     ("dev", 1.15), ("dev", 1.2), ("dev", 1.1), ("dev", 1.0), ("l2", 1.15), ("l2", 1.0), ("l1", 1.15), ("dev", 0.9),
 )  # fmt: skip
@@ -71,7 +69,7 @@ class Planner:
         """Times of n steps for a solver, the most promising first.
 
         Args:
-            method: one of `PLANNED`.
+            method: one of `fewstep.search.parts.PLANNED`.
             name, solver: the target solver; GITS and OSS plan Euler steps for any.
             n: number of steps.
         """

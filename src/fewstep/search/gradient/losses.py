@@ -13,11 +13,12 @@ from fewstep.search.gradient.objectives import (
     FeaturePairs,
     FrechetLoss,
     KernelLoss,
+    MatchedLoss,
     Objective,
     huber,
 )
 
-NAMES = (*DISTANCES, "features", "along", "frechet", "kernel", "neural-solver", "epd")
+NAMES = (*DISTANCES, "features", "along", "matched", "frechet", "kernel", "neural-solver", "epd")
 MOST = 2000
 """Reference features behind a kernel distance."""
 
@@ -34,8 +35,9 @@ def objective(
 
     Args:
         name: `l2`, `l1`, `log-l2`, `pseudo-huber` (to the teacher's end points), `features` (the same in features; L2
-            where there are none), `along` (its trajectories), `frechet`, `kernel` (distributions of features),
-            `neural-solver` and `epd` (these papers' mixtures).
+            where there are none), `along` (its trajectories), `matched` (to the teacher's samples of the same noise, as
+            sets of features), `frechet`, `kernel` (distributions of features), `neural-solver` and `epd` (these papers'
+            mixtures).
         features: a differentiable feature network.
         reference: statistics of reference features, for `frechet`.
         reference_features: `[m, d]`, for `kernel`.
@@ -60,6 +62,8 @@ def objective(
         raise ArgumentError(f"loss is {name!r}: choose one of {', '.join(NAMES)}")
     if features is None:
         raise ArgumentError(f"loss={name!r} needs a judge with features: give judge=, or a loss to the teacher (l2)")
+    if name == "matched":
+        return MatchedLoss(features, f"matched Fréchet distance, {feature_name}")
     if name == "frechet" and reference is not None:
         return FrechetLoss(features, reference, f"Fréchet distance, {feature_name}")
     if name == "kernel" and reference_features is not None:
