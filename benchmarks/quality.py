@@ -2,13 +2,13 @@
 
     analytic   every deterministic solver x every hand-crafted grid on two analytic problems (a few minutes)
     screen     12 solvers x 6 grids on the digit network, 512 images of selection seeds
-    optimise   the times of DMN, AYS and `auto` for the recommended solvers (calibration and selection seeds)
+    optimise   the times of DMN, AYS and `grids` for the recommended solvers (calibration and selection seeds)
     final      the best of the screen and the optimised times on fresh report seeds, several disjoint sets
     report     writes docs/quality.md and docs/quality-analytic.md from the scores
 
 At 5, 6, 8 and 10 network calls. Every score is on disk (benchmarks/results) before the next one begins and is never
 made twice; the same command goes on where it was stopped. `final` begins with what is worth most: the recommended
-solvers with hand-crafted times and those of DMN, AYS and `auto`, then the ten best of the screen.
+solvers with hand-crafted times and those of DMN, AYS and `grids`, then the ten best of the screen.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ PROBLEMS = {"gaussian_8x8": 256, "grid_8x8": 2000}
 SCREEN_OFFSET = 10_000_000
 """The screen's selection seeds; the optimisers have theirs, which lie below."""
 MODEL = "mnist"
-METHODS = ("dmn", "ays", "auto")
+METHODS = ("dmn", "ays", "grids")
 CACHE = Path("runs/quality-cache")
 
 

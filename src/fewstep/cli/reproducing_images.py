@@ -33,7 +33,7 @@ def text_to_image(
     solver: Annotated[
         list[str] | None, typer.Option(help="Named solvers, comma separated.", show_default="dpmpp_2m")
     ] = None,
-    method: Annotated[str, typer.Option(help="Of the search, as in `fewstep optimize`.")] = "auto",
+    method: Annotated[str, typer.Option(help="Of the search, as in `fewstep optimize`.")] = "grids",
     images: Annotated[int, typer.Option(min=2, help="Images behind each score.")] = 256,
     minutes: Annotated[float | None, typer.Option(help="Time for each search.")] = None,
     max_calls: Annotated[int | None, typer.Option(help="Network calls for each search.")] = None,

@@ -48,7 +48,7 @@ class TextToImage:
     folder: Path
     nfes: Sequence[int] = (6, 8, 10)
     solvers: Sequence[str] = ("dpmpp_2m",)
-    method: str = "auto"
+    method: str = "grids"
     samples: int = 256
     minutes: float | None = None
     max_calls: int | None = None
