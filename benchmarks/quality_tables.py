@@ -283,7 +283,9 @@ hand-crafted sampler of all, mean and standard error over the seed sets, which a
 COSTS = """
 Everything included: the passes over noised data, the race, the finals, the figures of the report. What several searches
 share comes from a cache and is counted once."""
-FINAL = "The ten best of the screen, and the recommended solvers with the times of DMN, AYS and `grids`, on fresh seeds."
+FINAL = (
+    "The ten best of the screen, and the recommended solvers with the times of DMN, AYS and `grids`, on fresh seeds."
+)
 SCREEN = """
 {screened} images of selection seeds. With so few images the distance is biased upwards: real test images in this number
 score {bias:.2f}."""

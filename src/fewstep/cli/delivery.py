@@ -171,7 +171,7 @@ class Delivery:
             return found.start
         if nfe < 1 or found.start_origin not in times.NAMES:
             return None
-        return compare.cell(self.network.noise, found.solver, found.start_origin, nfe).tableau
+        return compare.cell(self.network.noise, found.start_solver, found.start_origin, nfe).tableau
 
     @contextmanager
     def _counted(self, stage: str) -> Generator[None]:

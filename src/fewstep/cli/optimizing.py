@@ -188,7 +188,9 @@ def _text(found: Found, files: Sequence[Path]) -> str:
     page = page_of(found, samples={})
     lines = [f"{judge_in_words(found)}:"] if after else []
     lines += [f"  found             {with_error(*after):<18} {found.solver}, {found.origin}"] if after else []
-    lines += [f"  best hand-crafted {with_error(*before):<18} {found.solver}, {found.start_origin}"] if before else []
+    lines += (
+        [f"  best hand-crafted {with_error(*before):<18} {found.start_solver}, {found.start_origin}"] if before else []
+    )
     lines += [verdict(page.entries[0], page.entries[1], page.gain_error)]
     ordinary = found.window["end"] == "zero" and not found.window["image_to_image"]
     lines += [""] if ordinary else [f"window: {found.window['words']}", ""]

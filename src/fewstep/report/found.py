@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from fewstep.report.figures import Candidate, Series
 from fewstep.report.page import Cost, Entry, Page
+from fewstep.report.parts import duration
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,7 +64,9 @@ def page_of(
         classes: number of classes of the samples.
     """
     entries = [
-        _entry(found, "before", "best hand-crafted", found.start, samples, f"{found.solver}, {found.start_origin}"),
+        _entry(
+            found, "before", "best hand-crafted", found.start, samples, f"{found.start_solver}, {found.start_origin}"
+        ),
         _entry(found, "after", "found", found.tableau, samples, f"{found.solver}, {found.origin}"),
     ]
     if teacher is not None:
@@ -73,7 +76,7 @@ def page_of(
     return Page(
         found.model, found.nfe, f"{found.method} with {found.solver}", judge_in_words(found), entries,
         selected_by=found.selected_by, series=series, series_judge=series_judge, series_note=series_note,
-        candidates=candidates(found), trials=trials(found),
+        candidates=candidates(found), trials=trials(found), parts=parts(found), course=course(found),
         costs=[*costs, *extra_costs], facts=_facts(found, command), gain_error=_gain_error(found),
         schedule_file=schedule_file, classes=classes,
     )  # fmt: skip
@@ -129,6 +132,41 @@ def trials(found: Found) -> list[list[str]]:
         told = ["overflow" if s is None else s if s == "" else f"{s:.4g}" for s in scores]
         rows.append([_name(record, True), str(record["method"]), *told])
     return rows
+
+
+KINDS = {
+    "hand": "hand-crafted times", "given": "the given sampler", "dmn": "DMN", "loss": "the loss curve", "ays": "AYS",
+    "gits": "GITS", "oss": "OSS", "local_error": "least local error", "s3": "S³", "surrogate": "surrogate of the times",
+}  # fmt: skip
+"""Kinds of candidates in words; learned ones have their method's name."""
+
+
+def parts(found: Found) -> list[list[str]]:
+    """What each part found: how many samplers it entered, and the best of them; nothing where there is one part."""
+    kinds: dict[str, list[dict[str, Any]]] = {}
+    for record in found.candidates:
+        kinds.setdefault(str(record["method"]), []).append(record)
+    if len(kinds) < 3:
+        return []
+    rows = [["part", "samplers", "its best", "in the finals"]]
+    for kind, records in kinds.items():  # in the order of the standing
+        fresh = [r for r in records if r.get("fresh", {}).get("score") is not None]
+        best = min(fresh, key=lambda r: r["fresh"]["score"]) if fresh else records[0]
+        score = f"{best['fresh']['score']:.4g}" if fresh else ""
+        rows.append([KINDS.get(kind, f"learned: {kind}"), str(len(records)), _name(best, True), score])
+    return rows
+
+
+def course(found: Found) -> list[list[str]]:
+    """Where the race stood after each part."""
+    rows = [["after", "network calls", "time", "best so far", "score", "samples"]]
+    for step in found.course:
+        score = "overflow" if step["score"] is None else f"{step['score']:.4g}"
+        rows.append([
+            step["part"], f"{step['calls']:,}", duration(step["seconds"]), f"{step['solver']}: {step['best']}", score,
+            str(step["images"]),
+        ])  # fmt: skip
+    return rows if len(rows) > 2 else []
 
 
 def _facts(found: Found, command: str) -> dict[str, str]:

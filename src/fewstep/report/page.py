@@ -59,7 +59,8 @@ class Page:
     `judge` names the score of the entries ("Fréchet distance, 5,000 samples"), `selected_by` the one that chose.
     `series_judge` names the score of the lines where it is another, `series_note` explains them.
     `classes` is their number where the samples were made with balanced classes, k modulo classes for seed k.
-    `trials` is the table of everything that was scored, its header first. `facts` is provenance: seeds, versions.
+    `trials` is the table of everything that was scored, its header first; `parts` and `course` are tables of what each
+    part of the search found, and where it stood after each. `facts` is provenance: seeds, versions.
     `gain_error` is the standard error of the difference of before and after on the same seeds.
     """
 
@@ -74,6 +75,8 @@ class Page:
     series_note: str = ""
     candidates: Sequence[Candidate] = ()
     trials: Sequence[Sequence[str]] = ()
+    parts: Sequence[Sequence[str]] = ()
+    course: Sequence[Sequence[str]] = ()
     costs: Sequence[Cost] = ()
     schedule_file: str = "schedule.json"
     classes: int | None = None
@@ -97,7 +100,7 @@ def write(page: Page, path: str | Path) -> Path:
 
 def html(page: Page) -> str:
     """The page as one HTML document."""
-    parts = (_head, _samples, _quality, _times, _table, _candidates, _others, _costs, _use, _facts)
+    parts = (_head, _samples, _quality, _times, _table, _candidates, _others, _parts, _costs, _use, _facts)
     return document(page.title, [part(page) for part in parts])
 
 
@@ -210,6 +213,11 @@ def _others(page: Page) -> str:
     told = [e for e in page.entries if e.others]
     rows = [(e.label, *(with_error(*e.others.get(n, (math.nan, None))) for n in names)) for e in told]
     return section("Other judges", "<p>Judges disagree; none of these selected.</p>", grid_of(("", *names), rows))
+
+
+def _parts(page: Page) -> str:
+    tables = [grid_of(rows[0], rows[1:]) for rows in (page.parts, page.course) if rows]
+    return section("What each part found", *tables) if tables else ""
 
 
 def _costs(page: Page) -> str:
