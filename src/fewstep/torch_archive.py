@@ -144,9 +144,7 @@ def explained(path: Path, what: str) -> Iterator[None]:
     try:
         yield
     except Refused as error:
-        raise FileFormatError(
-            f"{path} holds {error}, which {what} has no use for; it was not read further"
-        ) from None
+        raise FileFormatError(f"{path} holds {error}, which {what} has no use for; it was not read further") from None
     except FileFormatError:
         raise
     except Exception as error:  # a damaged pickle can fail in any way; nothing of it was executed
