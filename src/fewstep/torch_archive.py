@@ -12,7 +12,7 @@ import math
 import pickle
 import zipfile
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -139,7 +139,7 @@ def read_archive(path: Path, what: str) -> Archive:
 
 
 @contextmanager
-def explained(path: Path, what: str) -> Iterator[None]:
+def explained(path: Path, what: str) -> Generator[None]:
     """Turns whatever a damaged or hostile file raises into a `FileFormatError` that says what was wrong."""
     try:
         yield

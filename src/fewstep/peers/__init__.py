@@ -10,15 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-from fewstep.errors import ArgumentError, FileFormatError
+from fewstep.errors import ArgumentError, FileFormatError, TableauError
 from fewstep.noise import NoiseSchedule
 from fewstep.peers import dyweight, epd, gas, ld3, neural_solver
 from fewstep.peers.held import Contents, contents
 from fewstep.rules import SolverSchedule
 from fewstep.tableau import Tableau
 
-SUFFIXES = (".pkl", ".pt", ".pth", ".ckpt", ".py")
-"""How the files of other projects end. JSON is ours, unless it is given as another project's."""
 KNOWN = "DyWeight, EPD, AdaSDE, GAS, NeuralSolver, LD3, USF"
 PREDICTORS: dict[str, Callable[..., Tableau]] = {
     "DyWeight_predictor": dyweight.read_snapshot,
@@ -69,6 +67,8 @@ def from_peer(path: str | Path, noise: NoiseSchedule | None = None, **options: A
         )
     try:
         return found.reader(held, noise, **options)
+    except TableauError as error:
+        raise held.broken(f"holds numbers that make no table ({error})") from error
     except (ArgumentError, FileFormatError):
         raise
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError, ZeroDivisionError) as error:
@@ -98,7 +98,7 @@ def _recognised(held: Contents) -> Recognised:
             return Recognised("NeuralSolver", neural_solver.read)
         if isinstance(held.held, list | tuple) or keys & {"timesteps", "decisions", "decision"}:
             return Recognised("USF", _usf)
-    elif held.kind == "python" and keys or "timedeltas" in keys:
+    elif (held.kind == "python" and keys) or "timedeltas" in keys:
         return Recognised("NeuralSolver", neural_solver.read)
     raise FileFormatError(
         f"{held.path} is no result of a project that is known here ({KNOWN}); tables of this library end in .json"

@@ -76,7 +76,8 @@ def _table(where: Setting, weights: list[list[float]], scales: list[float]) -> T
             sheet.expected.append(FREE)
             slopes.append(mix(((1 + reached**2) ** -0.5, x)))
         else:
-            told = abs(scales[i - where.free] * reached)
+            scale = scales[i - where.free] if i - where.free < len(scales) else 1.0
+            told = abs(scale * reached)
             x, x0 = sheet.ask(x, reached, told)
             # FLUX answers with a velocity, (x - x0) / told.
             size = told if flow else reached + TINY

@@ -2,7 +2,7 @@
 
 A step asks for the slope d at t, and then at K points inside it, `t_k = t'^r_k t^(1 - r_k)`:
 `x' = x + (t' - t) sum_k w_k c_k d_k` with `d_k = (x_k - net(x_k, a_k t_k)) / t_k` and `x_k = x + (t_k - t) d`.
-The plugin goes to x_k along iPNDM's mixture of d and the slopes before. AdaSDE first adds noise, from t to (1 + gamma) t.
+The plugin goes to x_k along iPNDM's mixture of d and the slopes before. AdaSDE first adds noise, up to (1 + gamma) t.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 from fewstep.errors import ArgumentError
 from fewstep.noise import Discrete, NoiseSchedule
@@ -59,6 +60,6 @@ def checked(levels: Sequence[float], n: int) -> list[float]:
         ArgumentError: not `n`, or not falling.
     """
     found = [float(v) for v in levels]
-    if len(found) != n or any(not b < a for a, b in zip(found, found[1:], strict=False)) or found[-1] < 0:
+    if len(found) != n or any(not b < a for a, b in pairwise(found)) or found[-1] < 0:
         raise ArgumentError(f"sigmas={found}: give {n} falling levels sigma / alpha, the first and the last included")
     return found

@@ -23,6 +23,8 @@ from fewstep.told import at_model_times
 
 NAME = "LD3"
 Solver = Literal["uni_pc", "dpm_solver++", "ipndm", "euler"]
+MOST = {"uni_pc": 3, "dpm_solver++": 3, "ipndm": 4, "euler": 1}
+"""Their solvers that make one call a step, and the highest order of each."""
 TOLD = "the network is told learned times, which are not those of the states"
 
 
@@ -45,7 +47,7 @@ def read(
     """
     first, told = _times(contents, noise)
     noise = noise or EDM()
-    schedule = _solver(contents, solver, order, variant, noise)(first)
+    schedule = _solver(contents, solver, order, variant, noise, len(first) - 1)(first)
     table = schedule.tabulate(noise)
     calls = [i for i, called in enumerate(table.evaluated) if called]
     if len(calls) != len(told) - 1:
@@ -72,8 +74,8 @@ def _times(contents: Contents, noise: NoiseSchedule | None) -> tuple[Tensor, Ten
     times = torch.tensor(listed, dtype=torch.float64, device="cpu").reshape(2, half)
     if noise is None and times[0, 0] <= 1:
         raise ArgumentError(
-            f"{contents.path} has times up to {times[0, 0]:g}, not those of an EDM network: give noise= (--noise sd for "
-            "Stable Diffusion)"
+            f"{contents.path} has times up to {times[0, 0]:g}, not those of an EDM network: give noise= (--noise sd "
+            "for Stable Diffusion)"
         )
     if (times[0, 0] > 1) != isinstance(noise or EDM(), EDM):
         raise ArgumentError(f"{contents.path} has times from {times[0, 0]:g}, which are not of {noise!r}")
@@ -83,18 +85,17 @@ def _times(contents: Contents, noise: NoiseSchedule | None) -> tuple[Tensor, Ten
 
 
 def _solver(
-    contents: Contents, solver: str | None, order: int | None, variant: str | None, noise: NoiseSchedule
+    contents: Contents, solver: str | None, order: int | None, variant: str | None, noise: NoiseSchedule, steps: int
 ) -> Callable[[Tensor], SolverSchedule]:
     if solver is None or (order is None and solver != "euler"):
         raise ArgumentError(
             f"{contents.path} holds times, and not the solver that they were learned for: give solver= (uni_pc, "
             "dpm_solver++, ipndm or euler), its order= and for uni_pc its variant=, as the training's config has them"
         )
-    most = {"uni_pc": 3, "dpm_solver++": 3, "ipndm": 4, "euler": 1}
-    if solver not in most:
-        raise ArgumentError(f"solver={solver!r}: choose one of {', '.join(most)}")
-    if order is not None and not 1 <= order <= most[solver]:
-        raise ArgumentError(f"order={order}: {solver} has orders 1 to {most[solver]}")
+    if solver not in MOST:
+        raise ArgumentError(f"solver={solver!r}: choose one of {', '.join(MOST)}")
+    if order is not None and not 1 <= order <= min(MOST[solver], steps):
+        raise ArgumentError(f"order={order}: {solver} has orders 1 to {min(MOST[solver], steps)} with {steps} steps")
     if (variant is None) == (solver == "uni_pc"):
         raise ArgumentError("variant= is bh1 or bh2 for uni_pc, and for no other solver")
     return _made(solver, order or 1, variant, noise)

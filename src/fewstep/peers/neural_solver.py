@@ -19,6 +19,7 @@ NAME = "NeuralSolver"
 FIRST, LAST = 0.999, 1e-3
 """The first time of DDPM's samplers, and where its noise schedule is clipped."""
 INDICES = 1000
+RAW = ("timedeltas", "solver_coeffs")
 Family = Literal["flow", "ddpm"]
 
 
@@ -64,11 +65,10 @@ def read(
 
 def _chosen(contents: Contents, steps: int | None, table: str | None) -> Table:
     if contents.kind == "archive":
-        state = contents.get("state_dict")
-        raw = {
-            name: contents.numbers(state.get(f"source_sampler._raw_{name}")) for name in ("timedeltas", "solver_coeffs")
-        }
-        return _as_trained(_checked(contents, "", raw["timedeltas"], raw["solver_coeffs"]))
+        # Of a checkpoint that also has the network's weights, these two tensors alone are read.
+        state = cast(dict[str, Any], contents.held["state_dict"])
+        sizes, c = (contents.numbers(state.get(f"source_sampler._raw_{name}")) for name in RAW)
+        return _as_trained(_checked(contents, "", sizes, c))
     held = cast(dict[str, Any], contents.held)
     if "timedeltas" in held:
         return _checked(contents, "", held["timedeltas"], held.get("coeffs", held.get("solver_coeffs")))

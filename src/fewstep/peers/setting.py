@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, cast
 
 from fewstep.errors import ArgumentError
@@ -38,7 +39,7 @@ class Setting:
     @property
     def steps(self) -> list[tuple[float, float]]:
         """The nominal ends of every step."""
-        return list(zip(self.levels, self.levels[1:], strict=False))
+        return list(pairwise(self.levels))
 
 
 def setting(

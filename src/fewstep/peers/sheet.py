@@ -100,7 +100,9 @@ class Sheet:
         """The table whose sample is `x`, at `time`."""
         self._push(x, self._unit(time), time, time)
         rows = len(self._rows)
-        times, alpha, sigma, told = (torch.tensor(v, dtype=torch.float64, device="cpu") for v in zip(*self._places))
+        times, alpha, sigma, told = (
+            torch.tensor(v, dtype=torch.float64, device="cpu") for v in zip(*self._places, strict=True)
+        )
         return Tableau(
             A=self._part(STATE, rows), B=self._part(OUTPUT, rows), C=self._part(NOISE, self._draws), times=times,
             model_times=told, alpha=alpha, sigma=sigma, evaluated=tuple(self._called), noise=self.ours,
