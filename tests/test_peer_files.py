@@ -331,6 +331,8 @@ def test_neural_solver_of_flow_matching(tmp_path: Path) -> None:
     for path, options, match in (
         (module, {}, "FM_DATA 5, FM_DATA 4: choose one with steps="), (listed, {}, "family=flow or family=ddpm"),
         (module, {"steps": 5, "double_step": True}, "double_step is for DDPM"),
+        (module, {"steps": 5.5}, "give a whole number"),
+        (listed, {"family": "flow", "steps": 6}, "one solver of 5 steps"),
         (module, {"step": 5}, "no option step; it has steps, table, family, double_step"),
     ):  # fmt: skip
         with pytest.raises(ArgumentError, match=match):
@@ -436,6 +438,15 @@ def test_what_a_file_does_not_hold_is_asked_for(tmp_path: Path) -> None:
         fs.from_peer(path, SD, sigmas=[80.0, 1.0])
     with pytest.raises(ArgumentError, match="no file"):
         fs.from_peer(tmp_path / "none.pkl")
+    with pytest.raises(ArgumentError, match="a list of 5 numbers"):
+        fs.from_peer(path, SD, sigmas="many")
+    with pytest.raises(ArgumentError, match="sigmas= are all levels"):
+        fs.from_peer(path, SD, sigmas=polynomial(4), sigma_min=0.1)
+    with pytest.raises(ArgumentError, match="sigma_min='low': give a number"):
+        fs.from_peer(path, SD, sigma_min="low")
+    steep, *_ = epd_file(tmp_path)
+    with pytest.raises(ArgumentError, match="shift= is for flow matching"):
+        fs.from_peer(steep, shift=3.0)
     steep, *_ = dyweight_file(tmp_path)
     with pytest.raises(ArgumentError, match="0 < sigma_min < sigma_max"):
         fs.from_peer(steep, sigma_min=90.0)

@@ -18,6 +18,7 @@ from fewstep.rules import SolverSchedule
 from fewstep.tableau import Tableau
 
 KNOWN = "DyWeight, EPD, AdaSDE, GAS, NeuralSolver, LD3, USF"
+NUMBERS = ("sigma_min", "sigma_max", "shift", "t_eps", "order", "steps")
 PREDICTORS: dict[str, Callable[..., Tableau]] = {
     "DyWeight_predictor": dyweight.read_snapshot,
     "EPD_predictor": epd.read_snapshot,
@@ -65,6 +66,7 @@ def from_peer(path: str | Path, noise: NoiseSchedule | None = None, **options: A
             f"{path} is a file of {found.project}, which has no option {', '.join(unknown)}; it has "
             f"{', '.join(known) or 'none'}"
         )
+    _check_numbers(options)
     try:
         return found.reader(held, noise, **options)
     except TableauError as error:
@@ -73,6 +75,13 @@ def from_peer(path: str | Path, noise: NoiseSchedule | None = None, **options: A
         raise
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError, ZeroDivisionError) as error:
         raise held.broken(f"is a file of {found.project} that does not fit its format ({error!r})") from error
+
+
+def _check_numbers(options: dict[str, Any]) -> None:
+    for name, value in options.items():
+        kinds = int if name in ("order", "steps") else (int, float)
+        if name in NUMBERS and value is not None and (isinstance(value, bool) or not isinstance(value, kinds)):
+            raise ArgumentError(f"{name}={value!r}: give a{' whole' * (kinds is int)} number")
 
 
 def _recognised(held: Contents) -> Recognised:
@@ -111,7 +120,6 @@ def _state(held: Contents) -> set[Any]:
 
 
 def _usf(held: Contents, noise: NoiseSchedule | None) -> Tableau:
-    schedule = SolverSchedule.from_usf(held.path, noise)
     if noise is None:
         raise ArgumentError(f"{held.path} does not hold the network's noise schedule: give noise= (--noise)")
-    return schedule.tabulate(noise)
+    return SolverSchedule.from_usf(held.path, noise).tabulate(noise)

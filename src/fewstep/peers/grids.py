@@ -59,7 +59,10 @@ def checked(levels: Sequence[float], n: int) -> list[float]:
     Raises:
         ArgumentError: not `n`, or not falling.
     """
-    found = [float(v) for v in levels]
+    try:
+        found = [float(v) for v in levels]
+    except (TypeError, ValueError):
+        raise ArgumentError(f"sigmas={levels!r}: give a list of {n} numbers") from None
     if len(found) != n or any(not b < a for a, b in pairwise(found)) or found[-1] < 0:
         raise ArgumentError(f"sigmas={found}: give {n} falling levels sigma / alpha, the first and the last included")
     return found

@@ -52,6 +52,10 @@ def read(
             for. Their diffusers version (`vp_scheduling.py`) has one step.
     """
     found = _chosen(contents, steps, table)
+    if steps not in (None, len(found.steps)) or table not in (None, found.name):
+        raise ArgumentError(
+            f"{contents.path} holds one solver of {len(found.steps)} steps: leave steps= and table= out"
+        )
     kind = family or ("ddpm" if "DDPM" in found.name else "flow" if found.name.startswith("FM") else None)
     if kind not in ("flow", "ddpm"):
         raise ArgumentError(
@@ -78,6 +82,8 @@ def _chosen(contents: Contents, steps: int | None, table: str | None) -> Table:
         for key, entry in cast(dict[str, Any], group).items()
         if isinstance(entry, dict) and "timedeltas" in entry
     }  # fmt: skip
+    if not known:
+        raise contents.broken("has no solver: no table of timedeltas and coeffs")
     fits = [k for k in known if (table is None or k[0] == table) and (steps is None or k[1] == f"step{steps}")]
     if len(fits) != 1:
         names = ", ".join(f"{name} {key.removeprefix('step')}" for name, key in known)

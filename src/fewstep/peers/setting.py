@@ -65,6 +65,10 @@ def setting(
     said: Mapping[str, Any] = {**(loss.state if loss else {}), **predictor.state}
     n, kind, data = int(said["num_steps"]), str(said.get("schedule_type", "polynomial")), said.get("dataset_name")
     flow = kind == "flowmatch"
+    if sigmas is not None and (ends, shift) != ((None, None), None):
+        raise ArgumentError("sigmas= are all levels: leave sigma_min=, sigma_max= and shift= out")
+    if shift is not None and not flow:
+        raise ArgumentError(f"shift= is for flow matching, and the times of {contents.path} are {kind!r}: leave it out")
     if noise is None:
         if not flow and data not in EDM_DATA:
             raise ArgumentError(
