@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from fewstep.models import load as load
     from fewstep.noise import NoiseSchedule as NoiseSchedule
     from fewstep.optimizing import optimize as optimize
+    from fewstep.peers import from_peer as from_peer
     from fewstep.randomness import CalibrationSeeds as CalibrationSeeds
     from fewstep.randomness import ReportSeeds as ReportSeeds
     from fewstep.randomness import SelectionSeeds as SelectionSeeds
@@ -47,6 +48,7 @@ _FROM = {
     "SolverSchedule": "rules", "Step": "rules", "sample": "sampling",
     "from_edm": "adapters.networks", "from_guided_diffusion": "adapters.networks",
     "from_k_diffusion": "adapters.networks", "trajectory": "sampling", "Tableau": "tableau", "from_sampler": "trace",
+    "from_peer": "peers",
 }  # fmt: skip
 _MODULES = ("metrics", "noise", "problems", "search", "solvers", "times")
 

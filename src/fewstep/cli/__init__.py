@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from fewstep.cli import comparing, doctoring, listing, optimizing, reproducing, sampling, searching, tables
+from fewstep.cli import comparing, doctoring, exporting, listing, optimizing, reproducing, sampling, searching, tables
 from fewstep.cli.common import Command, examples, paragraphs
 
 app = typer.Typer(
@@ -44,7 +44,7 @@ def root(
     """Few-step sampling of diffusion and flow models: find the best sampler for your network, save it, run it."""
 
 
-for module in (optimizing, sampling, comparing, tables, doctoring, listing):
+for module in (optimizing, sampling, comparing, tables, exporting, doctoring, listing):
     for name, function, epilog in module.COMMANDS:
         app.command(name, cls=Command, epilog=epilog, help=paragraphs(function))(function)
 

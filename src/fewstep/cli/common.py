@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 MANY = {"--nfe", "--schedule", "--solver", "--times"}
 """Options that take a list: `--nfe 4 6 8`, `--nfe 4,6,8` and `--nfe 4 --nfe 6 --nfe 8` are the same."""
+PEER = "peer:"
+FOREIGN = (".pkl", ".pt", ".pth", ".ckpt", ".py")
 
 F = TypeVar("F", bound=Callable[..., None])
 Commands = tuple[tuple[str, Callable[..., None], str], ...]
@@ -37,7 +39,8 @@ ModelName = Annotated[
     ),
 ]
 ScheduleFile = Annotated[
-    Path, typer.Argument(metavar="FILE", show_default=False, help="A schedule file, or the folder of `optimize`.")
+    Path,
+    typer.Argument(metavar="FILE", show_default=False, help="A schedule file, the folder of `optimize`, or peer:FILE."),
 ]
 Guidance = Annotated[
     float | None,
@@ -154,15 +157,23 @@ def options_of(values: list[str] | None) -> dict[str, Any]:
 def load_table(path: Path, network: Denoiser | None = None) -> Tableau:
     """The table of a file, or of `schedule.json` in a folder; remarks when it was found for another than `network`.
 
+    `peer:FILE?OPTIONS` is a file of another project (see `fewstep.peers.names`), read for the network's noise schedule.
+
     Raises:
         ArgumentError: nothing there.
         FileFormatError, TableauError: not a sound schedule file.
     """
     from fewstep.tableau import Tableau
 
+    if str(path).startswith(PEER):
+        from fewstep.peers.names import named
+
+        return named(str(path), None if network is None else network.noise)
     place = path / "schedule.json" if path.is_dir() else path
     if not place.is_file():
         raise ArgumentError(f"{place} does not exist: give a file that `fewstep optimize` or Tableau.save wrote")
+    if place.suffix in FOREIGN:
+        raise ArgumentError(f"{place} is no schedule file: if another project wrote it, read it as {PEER}{path}")
     try:
         table = Tableau.load(place)
     except OSError as error:

@@ -112,7 +112,10 @@ def optimize(
     trust_pickle: TrustPickle = False,
     source: Annotated[
         Path | None,
-        typer.Option("--from", help="A schedule file to start from; the result is not worse (`fewstep show --save`)."),
+        typer.Option(
+            "--from",
+            help="A schedule file (or peer:FILE) to start from; the result is not worse (`fewstep show --save`).",
+        ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the results.", show_default="runs/MODEL-NFE")] = None,
     around: Around = True,

@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 def sample(
     model: ModelName,
     schedule: Annotated[
-        Path | None, typer.Option("--schedule", metavar="FILE", help="A schedule file; or give --solver and --nfe.")
+        Path | None,
+        typer.Option("--schedule", metavar="FILE", help="A schedule file, or peer:FILE; or give --solver and --nfe."),
     ] = None,
     solver: Annotated[str | None, typer.Option(help="A named solver (`fewstep solvers`) instead of a file.")] = None,
     times: Annotated[str, typer.Option(help="Its times (`fewstep times`).")] = "karras",

@@ -1,4 +1,4 @@
-"""`fewstep show` and `fewstep export`: look at a schedule file or a foreign sampler, and take a schedule elsewhere."""
+"""`fewstep show`: look at a schedule file, a foreign sampler, or the result of another project."""
 
 from __future__ import annotations
 
@@ -7,30 +7,37 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fewstep.cli.common import AsJson, Commands, Quiet, ScheduleFile, examples, guarded, load_table, options_of, say
+from fewstep.cli.common import (
+    PEER,
+    AsJson,
+    Commands,
+    examples,
+    guarded,
+    load_table,
+    options_of,
+    say,
+)
 from fewstep.cli.common import show as put
 from fewstep.errors import ArgumentError
 
 if TYPE_CHECKING:
-    from fewstep.export import Export
     from fewstep.noise import NoiseSchedule
-    from fewstep.retuning import Retuned
     from fewstep.tableau import Tableau
-
-FOLDERS = ("comfyui-nodes", "a1111-extension", "diffusers-hub")
-"""Targets that are a folder of files, given by --out."""
 
 
 @guarded
 def show(
     file: Annotated[
         str | None,
-        typer.Argument(metavar="[FILE]", show_default=False, help="A schedule file, or the folder of `optimize`."),
+        typer.Argument(
+            metavar="[FILE]", show_default=False, help="A schedule file, the folder of `optimize`, or peer:FILE."
+        ),
     ] = None,
     source: Annotated[
         str | None,
         typer.Option(
-            "--from", help="A foreign sampler instead: diffusers:CLASS, k_diffusion:FUNCTION, python:MODULE:FUNCTION."
+            "--from",
+            help="A foreign sampler instead: diffusers:CLASS, k_diffusion:FUNCTION, python:MODULE:FUNCTION, peer:FILE.",
         ),
     ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Of the foreign sampler.")] = None,
@@ -54,6 +61,11 @@ def show(
 
     With --from, any scheduler of diffusers, sampler of k-diffusion or function of yours is read as a table, exactly;
     --save makes a schedule file of it, for export, compare or `optimize --from`.
+
+    peer:FILE reads what another project saved: DyWeight's and EPD's snapshots, AdaSDE's, GAS's checkpoints,
+    NeuralSolver's tables, LD3's times, USF's schedules. Nothing in it is executed. What the file does not hold is asked
+    for: --noise, and --option solver=uni_pc (or behind the name: 'peer:FILE?solver=uni_pc&noise=sd', as every command
+    takes it).
 
     `--json` prints the whole record: times, weights, decisions, and how it was found.
     """
@@ -85,7 +97,7 @@ class _Reader:
         """The table of exactly one of the two."""
         if (file is None) == (source is None):
             raise ArgumentError("give a schedule FILE, or a foreign sampler with --from: one of them")
-        if source is None:
+        if source is None and not str(file).startswith(PEER):
             used = {"--steps": self._steps, "--config": self._config, "--noise": self._noise}
             wrong = [name for name, value in used.items() if value is not None]
             if wrong or self._options:
@@ -95,9 +107,19 @@ class _Reader:
     def __call__(self, name: str) -> Tableau:
         from fewstep.adapters.foreign import foreign, is_foreign
 
+        if name.startswith(PEER):
+            return self._peer(name)
         if is_foreign(name):
             return foreign(name, self._steps, options=self._options, config=self._config, noise=self._noise)
         return load_table(Path(name))
+
+    def _peer(self, name: str) -> Tableau:
+        from fewstep.peers.names import named
+
+        if self._config is not None:
+            raise ArgumentError(f"--config is for diffusers: schedulers, and {name} is none: leave it out")
+        steps = {} if self._steps is None else {"steps": self._steps}
+        return named(name, self._noise, self._options | steps)
 
 
 def _numbers(value: Any) -> Any:
@@ -129,133 +151,6 @@ def _drawn(table: Tableau, plot: Path) -> Path:
     return atomic_write_bytes(plot, png_of(figure) if plot.suffix.lower() == ".png" else svg(figure).encode())
 
 
-@guarded
-def export(
-    file: ScheduleFile,
-    to: Annotated[
-        str,
-        typer.Option(
-            "--to",
-            help="comfyui, k-diffusion, a1111, sdcpp, sdnext, diffusers, sigmas or timesteps (text); comfyui-nodes, "
-            "a1111-extension or diffusers-hub (a folder).",
-        ),
-    ],
-    accept_loss: Annotated[
-        bool, typer.Option("--accept-loss", help="Export the times even if the target will run another solver on them.")
-    ] = False,
-    model: Annotated[
-        str | None,
-        typer.Option(help="With --accept-loss: the network, with which the target's best sampler and times are found."),
-    ] = None,
-    trials: Annotated[int, typer.Option(min=2, help="With --model: tables that are tried.")] = 80,
-    images: Annotated[
-        int, typer.Option(min=2, help="With --model: samples that choose; four times as many judge.")
-    ] = 256,
-    snap: Annotated[
-        bool, typer.Option("--snap", help="First move the times of a discrete network to integers, with new weights.")
-    ] = False,
-    shift: Annotated[
-        float | None, typer.Option(help="Flow shift of the diffusers scheduler; by default the schedule's own.")
-    ] = None,
-    mu: Annotated[
-        float | None, typer.Option(help="Instead of --shift: the exponent of a pipeline with dynamic shifting.")
-    ] = None,
-    name: Annotated[str, typer.Option(help="Of the schedule in a folder target.", show_default="solver-calls")] = "",
-    out: Annotated[
-        Path | None, typer.Option(help="Write the text to this file as well; the folder of a folder target.")
-    ] = None,
-    quiet: Quiet = False,
-    as_json: AsJson = False,
-) -> None:
-    """Take a sampler to another program, by that program's conventions.
-
-    Folder targets run it exactly, with all its weights: nodes for ComfyUI, a scheduler for the Hub. Text targets give a
-    list of times to a sampler of the program's own. Where that would not make this table, the export is refused and
-    tells what would be lost; `--accept-loss` gives the times all the same, with the nearest sampler, and with `--model`
-    it tries the program's samplers and moves the times, and scores what remains on fresh seeds.
-    Remarks go to standard error, the text alone to standard output.
-    """
-    from fewstep.export import snapped
-
-    table = snapped(load_table(file)) if snap else load_table(file)
-    if to in FOLDERS:
-        written = _folder(table, to, out, name)
-        put({"to": to, "files": [*map(str, written)]}, "\n".join(map(str, written)), as_json=as_json)
-        return
-    if model is not None and not accept_loss:
-        raise ArgumentError("--model finds what the target can run instead: give it with --accept-loss")
-    done, tuned = _text(table, to, accept_loss, model, trials, images, shift, mu, quiet or as_json)
-    if out is not None:
-        from fewstep.files import atomic_write_text
-
-        atomic_write_text(out, done.text + "\n")
-    if not as_json:
-        _remarks(done, tuned)
-    data: dict[str, Any] = {
-        "to": done.target, "text": done.text, "sampler": done.sampler, "losses": done.losses, "notes": done.notes,
-    }  # fmt: skip
-    put(data | ({"retuned": tuned.to_dict()} if tuned is not None else {}), done.text, as_json=as_json)
-
-
-def _text(
-    table: Tableau,
-    to: str,
-    accept_loss: bool,
-    model: str | None,
-    trials: int,
-    images: int,
-    shift: float | None,
-    mu: float | None,
-    quiet: bool,
-) -> tuple[Export, Retuned | None]:
-    from fewstep.export import export as convert
-
-    done = convert(table, to, accept_loss=accept_loss, shift=shift, mu=mu)
-    if model is None or not done.losses:
-        return done, None
-    from fewstep.progress import shown
-    from fewstep.retuning import retuned
-
-    with shown(quiet=quiet) as report:
-        tuned = retuned(
-            table, to, model, shift=shift, mu=mu, trials=trials, images=images, fresh=4 * images, progress=report
-        )
-    return tuned.export, tuned
-
-
-def _remarks(done: Export, tuned: Retuned | None) -> None:
-    from fewstep.words import with_error
-
-    for loss in done.losses:
-        say(f"lost: {loss}")
-    for note in (f"sampler: {done.sampler}" if done.sampler else "", *done.notes):
-        if note:
-            say(note)
-    if tuned is None:
-        return
-    said = {"original": "this table", "nearest": "nearest sampler, same times", "retuned": "exported"}
-    say(f"{tuned.judge}, {int(tuned.scores['retuned']['samples'])} fresh samples, lower is better:")
-    for role, words in said.items():
-        score = tuned.scores[role]
-        say(f"  {words:<28} {with_error(score['value'], score['standard_error'])}")
-
-
-def _folder(table: Tableau, to: str, out: Path | None, name: str) -> list[Path]:
-    if out is None:
-        raise ArgumentError(f"--to {to} writes a folder: say where with --out DIR")
-    if to == "comfyui-nodes":
-        from fewstep.adapters.comfyui import export_nodes
-
-        return export_nodes(table, out, name)
-    if to == "a1111-extension":
-        from fewstep.adapters.webui import export_extension
-
-        return export_extension(table, out, name)
-    from fewstep.diffusers import save_to_hub_folder
-
-    return save_to_hub_folder(table, out)
-
-
 COMMANDS: Commands = (
     (
         "show",
@@ -266,17 +161,8 @@ COMMANDS: Commands = (
             "fewstep show --from diffusers:UniPCMultistepScheduler --steps 8 --option use_karras_sigmas=true",
             "fewstep show --from k_diffusion:sample_dpmpp_2m --steps 6 --noise sd --save start.json",
             "fewstep show runs/mnist-6 --against other.json",
-        ),
-    ),
-    (
-        "export",
-        export,
-        examples(
-            "fewstep export schedule.json --to comfyui-nodes --out ComfyUI/custom_nodes/fewstep-schedules",
-            "fewstep export schedule.json --to comfyui",
-            "fewstep export schedule.json --to diffusers --shift 3",
-            "fewstep export schedule.json --to sdcpp --accept-loss --model python:my_module:make_model",
-            "fewstep export schedule.json --to sigmas --accept-loss --out sigmas.txt",
+            "fewstep show peer:network-snapshot-000010.pkl --save dyweight.json",
+            "fewstep show peer:best_v2.pt --option solver=uni_pc --option order=3 --option variant=bh1",
         ),
     ),
 )

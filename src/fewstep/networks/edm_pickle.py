@@ -153,7 +153,9 @@ def _own(found: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class Reader(pickle.Unpickler):
-    """An unpickler that gives only what `KNOWN` has."""
+    """An unpickler that gives only what `KNOWN` has, or its own list of names."""
+
+    known: Mapping[str, Callable[..., Any]] = KNOWN
 
     def find_class(self, module_name: str, global_name: str, /) -> Any:
         """What stands for a name of the file.
@@ -162,9 +164,9 @@ class Reader(pickle.Unpickler):
             Refused: a name that is not on the list.
         """
         name = f"{module_name}.{global_name}"
-        if name not in KNOWN:
+        if name not in self.known:
             raise Refused(f"the name {name}")
-        return _own(KNOWN[name])
+        return _own(self.known[name])
 
     def persistent_load(self, pid: Any, /) -> Any:
         """Refuse references to data outside the pickle."""
