@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -28,14 +29,14 @@ from fewstep.cli.reproducing_ays import judge_of
 from fewstep.errors import FewstepError
 from fewstep.progress import shown
 from fewstep.reproduce import field_page
-from fewstep.reproduce.field_methods import Effort
+from fewstep.reproduce.field_methods import IMAGES, Effort
 from fewstep.reproduce.field_table import NFES, FieldSettings, FieldTable
 from fewstep.reproduce.pictures import clean_images
 from fewstep.search.teacher import CALLS
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Make what is missing, then the page; returns how many cells are left."""
+    """Make what is missing, then the page."""
     a = arguments
     model = models.load(a.model, device=a.device)
     place = str(model.device)
@@ -50,20 +51,18 @@ def run(arguments: argparse.Namespace) -> int:
     with shown(quiet=a.quiet) as progress:
         table = FieldTable(model, a.model, folder, settings, judge, data, progress)
         try:
-            left = table.run()
+            files = field_page.filled(table)
         except KeyboardInterrupt:
             print(f"stopped; {folder} holds what was finished: the same command goes on", file=sys.stderr)
-            left = -1
+            return 130
     for cell, why in table.failed.items():
         print(f"left: {cell}: {why}", file=sys.stderr)
-    if any(True for _ in table.cells):
-        show(folder)
-    return left
+    show(files)
+    return min(len(table.failed), 1)
 
 
-def show(folder: Path) -> None:
-    """Write the page and print its first table."""
-    files = field_page.write(folder)
+def show(files: Sequence[Path]) -> None:
+    """Print the first table of the page."""
     print(files[0].read_text().split("\n![")[0])
     print("written:", *files, file=sys.stderr)
 
@@ -85,7 +84,9 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--max-calls", type=int, help="network calls for each search; default: each method's own")
     one.add_argument("--solver", default="auto", help="of searches that take one; auto: several compete")
     one.add_argument("--objective", default="auto", help="what selects: auto, matched, frechet or teacher")
-    one.add_argument("--selection", nargs="+", type=int, default=[64, 256], help="images of S3's evaluations, rising")
+    one.add_argument(
+        "--selection", nargs="+", type=int, default=list(IMAGES), help="images of S3's evaluations, rising"
+    )
     one.add_argument("--teacher", type=int, default=CALLS, help="network calls of the teacher")
     one.add_argument("--calibration", type=int, help="seeds that a search learns from; default: by its budget")
     one.add_argument("--features", help="python:MODULE:FACTORY, with --reference: the judge of a network of your own")
@@ -107,17 +108,16 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     try:
         if arguments.command == "report":
-            show(arguments.folder)
+            show(field_page.write(arguments.folder))
             return 0
         if (arguments.features is None) != (arguments.reference is None):
             parser().error("--features and --reference belong together")
         if arguments.threads:
             torch.set_num_threads(arguments.threads)
-        left = run(arguments)
+        return run(arguments)
     except FewstepError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    return 130 if left < 0 else min(left, 1)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 COLUMNS = 3
+COST = "network calls of the search, the teacher's included; one that was differentiated counts three times"
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ def cost_figure(lines: Sequence[Line], *, judge: str) -> Figure:
             _scale(axis, [p.value for line in searched for p in line.points if p.nfe == nfe])
             axis.set_title(f"{nfe} calls", fontsize=9)
             axis.grid(axis="y")
-        figure.supxlabel("network calls of the search, the teacher's included", fontsize=9, color=SOFT)
+        figure.supxlabel(COST, fontsize=9, color=SOFT)
         figure.supylabel(f"{judge}, lower is better", fontsize=9, color=SOFT)
         named = {
             label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from fewstep.models import Judge
 
 HAND, S3 = "hand", "s3"
+IMAGES = (64, 256)
 GRIDS: dict[str, tuple[str, dict[str, Any]]] = {"vp_uniform_2": ("vp_uniform", {"rho": 2.0})}
 """Grids with options that the field has names for: the "time uniform" one of DEIS."""
 DMN_GRID = "dmn"
@@ -148,7 +149,7 @@ class Effort:
     max_calls: int | None = None
     teacher_calls: int = CALLS
     calibration: int | None = None
-    images: Sequence[int] = (64, 256)
+    images: Sequence[int] = IMAGES
     proposer: str = "s3"
     batch: int = 250
 
@@ -266,7 +267,7 @@ class Maker:
         return Made(Tableau.load(files[0]), front[0]["origin"], kept=front[0]["score"] == front[0]["start"])
 
     def _trials(self, method: Method, nfe: int) -> int:
-        """Schedules that the budget pays for: all on few images, a third of them on all."""
+        """Schedules that the budget pays for: all on few images, and most of them, in a short search, on all."""
         effort, cost = self.effort, self.model.batch_cost
         calls = effort.calls(method, nfe)
         if effort.minutes is not None:
@@ -276,7 +277,7 @@ class Maker:
         objective = checked_objective(effort.objective, self.judge, effort.teacher_calls)
         few, most = effort.images[0], effort.images[-1]
         teacher = most * effort.teacher_calls * cost if taught(objective) else 0
-        trials = int((calls - teacher) / (nfe * cost * (few + (most - few) / 3)))
+        trials = int((calls - teacher) / (nfe * cost * (few + (most - few) * 2 / 3)))
         if trials < 1:
             raise ArgumentError(
                 f"{calls} network calls are too few for a search with evaluations of {few} to {most} images: give "

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from fewstep.errors import ArgumentError
 from fewstep.files import atomic_write_bytes, atomic_write_text
-from fewstep.reproduce.field_table import ABOUT, CELLS
+from fewstep.reproduce.field_table import ABOUT, CELLS, FieldTable
 from fewstep.results import Results
 from fewstep.words import with_error
 
@@ -194,6 +194,21 @@ class Page:
             if points:
                 found.append(Line(method, points, hand=entries[0].kind == "hand", first=method == FIRST))
         return found
+
+
+def filled(table: FieldTable) -> Sequence[Path]:
+    """Run a table and write its page, also when it is stopped; returns the files.
+
+    Raises:
+        KeyboardInterrupt: stopped; the page shows what there is.
+    """
+    try:
+        table.run()
+    except KeyboardInterrupt:
+        if any(True for _ in table.cells):
+            write(table.folder)
+        raise
+    return write(table.folder)
 
 
 def write(folder: Path) -> Sequence[Path]:

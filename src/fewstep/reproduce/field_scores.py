@@ -83,7 +83,7 @@ def ruler_of(model: Denoiser, judge: Judge | None, data: Data | None = None) -> 
         reference = judge.reference
         real = judge.reference_features if len(judge.reference_features) else None
         if real is None and data is not None:
-            real = judge.features(data.samples.to(model.device)).detach().double().cpu()
+            real = _seen(model, judge.features, data.samples)
         return Ruler(
             judge.features, f"Fréchet distance, {judge.name}", "Fréchet distance",
             lambda rows: frechet_jackknife(rows, reference), _frechet_apart, real,
@@ -102,6 +102,13 @@ def ruler_of(model: Denoiser, judge: Judge | None, data: Data | None = None) -> 
         return jackknife(lambda kept: sliced(rows[kept]), len(rows))
 
     return Ruler(flat, name, "sliced Wasserstein distance", alone, _sliced_apart, real, digest(name, real))
+
+
+@torch.no_grad()
+def _seen(model: Denoiser, features: Features, samples: Tensor, batch: int = 250) -> Tensor:
+    """Rows of samples, some at a time."""
+    parts = [features(part.to(model.device, model.dtype)).double().cpu() for part in samples.split(batch)]
+    return torch.cat(parts)
 
 
 def _flattened(model: Denoiser) -> Features:
@@ -150,11 +157,7 @@ class Examiner:
     def taught(self) -> Tensor:
         """Rows of the teacher's samples."""
         ends = self.teacher(self.seeds, self._progress)
-        rows: list[Tensor] = []
-        with torch.no_grad():
-            for part in ends.split(self._batch):
-                rows.append(self.ruler.features(part.to(self.model.device, self.model.dtype)).double().cpu())
-        return torch.cat(rows)
+        return _seen(self.model, self.ruler.features, ends, self._batch)
 
     @cached_property
     def standard(self) -> Jackknife | None:

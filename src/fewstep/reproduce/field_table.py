@@ -12,7 +12,9 @@ when it is whole; the same command goes on where it was stopped.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -125,14 +127,21 @@ class FieldTable:
         s = self.settings
         work = [(seed, nfe, method) for seed in s.seeds for nfe in s.nfes for method in self.methods]
         self._tell_about()
+        least, best, score = math.inf, "", "distance" if self.ruler.name else "to_teacher"
         for done, (seed, nfe, method) in enumerate(work):
-            self.progress(Event("cells", done, len(work), f"{method.name}, {nfe} calls, seed {seed}"))
+            self.progress(Event("cells", done, len(work), best))
             self.teacher_cell(seed)
+            words = f"{method.name}, {nfe} calls"
             try:
-                self.cell(method, nfe, seed)
+                value = self.cell(method, nfe, seed)["scores"].get(score, math.inf)
             except DenoiserError as error:
-                self.failed[f"{method.name}, {nfe} calls, seed {seed}"] = str(error)
-        self.progress(Event("cells", len(work), len(work)))
+                self.failed[f"{words}, seed {seed}"] = str(error)
+                continue
+            if value < least:
+                least, best = value, f"{words}: {value:.4g}"
+        self.progress(Event("cells", len(work), len(work), best))
+        with contextlib.suppress(OSError):
+            (self.folder / "work").rmdir()
         return len(self.failed)
 
     def teacher_cell(self, seed: int) -> dict[str, Any]:
@@ -141,8 +150,10 @@ class FieldTable:
         found = self.cells.get(key)
         if found is None:
             calls = self.settings.effort.teacher_calls
-            found = {"method": "teacher", "kind": "teacher", "nfe": calls, "seed": seed, "ground": self.ground}
-            found["scores"] = self.examiner(seed).teachers()
+            found = {
+                "method": "teacher", "kind": "teacher", "nfe": calls, "seed": seed, "ground": self.ground,
+                "scores": self.examiner(seed).teachers(),
+            }  # fmt: skip
             self.cells.add(key, found)
         return found
 
