@@ -152,10 +152,12 @@ def test_the_fields_table_from_files(folder: Path) -> None:
         )
     assert cells["s3"]["cost"]["search_calls"] > 100 and cells["ddim:karras"]["cost"]["search_calls"] == 0
     before = (folder / "field" / "cells.jsonl").read_text()
-    page = invoke(*command, "--data", "images.npz", "--methods", "ddim")  # now real images behind precision and recall
-    assert "| ddim:karras | " in page and "s3" not in page
+    made = (folder / "field" / "made.jsonl").read_text()
+    page = invoke(*command, "--data", "images.npz")  # now real images are behind precision and recall
+    assert "| ddim:karras | " in page and "| s3 | " in page
     after = (folder / "field" / "cells.jsonl").read_text()
-    assert after.startswith(before) and len(after.splitlines()) == len(before.splitlines()) + 2
+    assert after.startswith(before) and len(after.splitlines()) == 2 * len(before.splitlines())
+    assert (folder / "field" / "made.jsonl").read_text() == made  # scored anew, and not searched
     assert "precision, the data" in (folder / "field" / "field.md").read_text()
     assert "no method" in invoke(*command, "--methods", "nonsense", code=2)
 

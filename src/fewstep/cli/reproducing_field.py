@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -23,6 +24,9 @@ from fewstep.cli.common import (
 )
 from fewstep.cli.reproducing_ays import Batch, Device, Edm, Fp16, Images, OtherFeatures, Out, Reference, Weights
 from fewstep.errors import DenoiserError
+
+if TYPE_CHECKING:
+    from fewstep.reproduce.field_table import FieldTable
 
 METHODS = (
     "Comma separated: solvers (dpmpp_2m), solvers on times (ipndm_4:karras, ipndm_4:karras:min), methods of `fewstep "
@@ -100,6 +104,15 @@ def cifar10_table(
     with shared.going_on(out, quiet or as_json) as report:
         table = FieldTable(network, f"edm:{edm}", out, settings, judge, clean, report)
         files = field_page.filled(table)
+    _deliver(table, files, as_json=as_json)
+
+
+def _deliver(table: FieldTable, files: Sequence[Path], *, as_json: bool) -> None:
+    """Show the first table, or all cells, and say what is left.
+
+    Raises:
+        DenoiserError: the network failed at some cells.
+    """
     if not as_json:
         say(f"written: {', '.join(map(str, files))}")
     text = files[0].read_text("utf-8").partition("\n![")[0]

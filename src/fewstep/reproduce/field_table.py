@@ -170,11 +170,11 @@ class FieldTable:
         return found
 
     def _key(self, method: Method, nfe: int, seed: int) -> str:
-        searched = (seed, self.judge and self.ruler.identity, self.settings.effort.spent(method))
-        data = None if self.data is None else self.data.samples
-        return digest(
-            FORMAT, self.model.fingerprint, method.name, nfe, *(() if method.kind == "hand" else (searched, data)), seed
-        )
+        """Names what the sampler of a cell depends on."""
+        judged = None if self.judge is None else [self.judge.name, self.judge.reference.mean]
+        data = None if self.data is None or method.kind == "s3" else self.data.samples
+        searched = () if method.kind == "hand" else (self.settings.effort.spent(method), judged, data)
+        return digest(FORMAT, self.model.fingerprint, method.name, nfe, seed, *searched)
 
     def _made(self, key: str, method: Method, nfe: int, seed: int) -> dict[str, Any]:
         """The sampler's file and what it took, or a reason; on disk before it is scored."""
