@@ -363,13 +363,13 @@ def test_a_larger_budget_is_shown_beside_the_smaller_one(whole: FieldTable, tmp_
         cells.add(str(key), cell)
     dmn = cells_of(whole)["dmn"]
     more = {name: 2 * value for name, value in dmn["cost"].items()}
-    cells.add("more", dmn | {"budget": "18,000 network calls", "cost": more, "kept": False})
+    cells.add("more", dmn | {"effort": "more", "cost": more, "kept": False})
     page = Page.read(tmp_path)
     (shown,), (before,) = ([e for e in entries if e.method == "dmn"] for entries in (page.entries, page.earlier))
     assert shown.calls == 2 * before.calls == 2 * sum(counts(dmn)[:2])
     (line,) = [line for line in page.lines("excess", earlier=True) if line.label == "dmn"]
     assert [p.cost for p in line.points] == [before.calls, shown.calls]
-    assert Effort(minutes=2, max_calls=9000).budget == "2 minutes or 9,000 network calls"
+    assert Effort(minutes=2, max_calls=9000).words.endswith("budget 2 minutes or 9,000 network calls")
 
 
 def test_repetitions_are_averaged_with_the_larger_error() -> None:

@@ -154,11 +154,12 @@ class Effort:
     batch: int = 250
 
     @property
-    def budget(self) -> str:
-        """In words."""
+    def words(self) -> str:
+        """For captions; samplers that were searched alike have the same."""
         parts = [f"{self.minutes:g} minutes"] if self.minutes else []
         parts += [f"{self.max_calls:,} network calls"] if self.max_calls else []
-        return " or ".join(parts) or "each method's own"
+        budget = " or ".join(parts) or "each method's own"
+        return f"solver {self.solver}, selected by {self.objective}, budget {budget}"
 
     def calls(self, method: Method, nfe: int) -> int:
         """Network calls of one search, where minutes do not say less."""
@@ -179,7 +180,7 @@ class Effort:
 
 @dataclass(frozen=True)
 class Made:
-    """A method's sampler; `origin` in words, `kept` whether a search found nothing better than hand-crafted times.
+    """A method's sampler; `origin` in words, `kept` whether a search found nothing better than it began with.
 
     `figures` are network calls that were no part of the search, `backward` those that were differentiated.
     """

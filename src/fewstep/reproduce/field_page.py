@@ -58,7 +58,7 @@ class Entry:
 
     @property
     def kept(self) -> bool:
-        """Whether the search of any seed returned hand-crafted times."""
+        """Whether the search of any seed found nothing better than what it began with."""
         return any(cell.get("kept") for cell in self.cells)
 
 
@@ -66,7 +66,7 @@ class Entry:
 class Page:
     """What a folder holds: facts, entries of methods in their order, and the teacher's own.
 
-    Where a cell was made with several budgets, `entries` has the last, and `earlier` the others.
+    Where a cell was made with several efforts, `entries` has the last, and `earlier` the others.
     """
 
     about: dict[str, Any]
@@ -87,11 +87,11 @@ class Page:
         groups: dict[tuple[str, str, int], dict[str, dict[int, dict[str, Any]]]] = {}
         for cell in Results(folder / CELLS):
             if cell.get("ground") == about["ground"]:
-                budgets = groups.setdefault((cell["kind"], cell["method"], cell["nfe"]), {})
-                budgets.setdefault(cell.get("budget", ""), {})[cell["seed"]] = cell
+                efforts = groups.setdefault((cell["kind"], cell["method"], cell["nfe"]), {})
+                efforts.setdefault(cell.get("effort", ""), {})[cell["seed"]] = cell
         found = [
-            [Entry(method, kind, nfe, tuple(cells[seed] for seed in sorted(cells))) for cells in budgets.values()]
-            for (kind, method, nfe), budgets in groups.items()
+            [Entry(method, kind, nfe, tuple(cells[seed] for seed in sorted(cells))) for cells in efforts.values()]
+            for (kind, method, nfe), efforts in groups.items()
         ]
         teacher = next((entries[-1] for entries in found if entries[0].kind == "teacher"), None)
         if teacher is None:
@@ -130,9 +130,9 @@ class Page:
             f"# The field on {about['model']}", "",
             f"{about['images']:,} images a cell on fresh seeds, {seeds} repetition{'s' if seeds > 1 else ''}; the "
             f"teacher makes {about['teacher_calls']} calls" + (f" and is at {with_error(*own)}. " if own else ". ")
-            + f"Searches: solver {about['solver']}, selected by {about['objective']}, budget {about['budget']}. "
-            f"Device: {about['device']}. Errors are one standard error; † marks methods whose search returned "
-            "hand-crafted times.", "",
+            + f"Searches: {about['effort']}. "
+            f"Device: {about['device']}. Errors are one standard error; † marks methods that found nothing better "
+            "than what they began with.", "",
             f"## {words[0].upper()}{words[1:]}", "",
             "| method | " + " | ".join(f"{n} calls" for n in self.nfes) + " |", "|---|" + "---:|" * len(self.nfes),
         ]  # fmt: skip
@@ -182,7 +182,7 @@ class Page:
         return ["## Cells without figures", "", *told] if told else []
 
     def lines(self, score: str, *, earlier: bool = False) -> list[Line]:
-        """Every method as a line of the figures; `earlier` adds those of other budgets."""
+        """Every method as a line of the figures; `earlier` adds those of other efforts."""
         from fewstep.report.field_figures import Line, Point
 
         found: list[Line] = []

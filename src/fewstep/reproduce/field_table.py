@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fewstep import compare
-from fewstep.errors import ArgumentError, DenoiserError
+from fewstep.errors import ArgumentError, DenoiserError, StudyError
 from fewstep.files import atomic_write_text
 from fewstep.progress import Event, Report, silent
 from fewstep.randomness import ReportSeeds
@@ -85,7 +85,7 @@ class FieldTable:
         judge: features and reference statistics, where they are known.
         data: clean samples, where they are given: for the methods that look at data, and for precision and recall.
         progress: told what is going on.
-        failed: cells at which the network failed in this run, with its words; the next run tries them again.
+        failed: cells at which the network or the search failed in this run, in its words; the next run tries again.
     """
 
     model: Denoiser
@@ -134,7 +134,7 @@ class FieldTable:
             words = f"{method.name}, {nfe} calls"
             try:
                 value = self.cell(method, nfe, seed)["scores"].get(score, math.inf)
-            except DenoiserError as error:
+            except (DenoiserError, StudyError) as error:
                 self.failed[f"{words}, seed {seed}"] = str(error)
                 continue
             if value < least:
@@ -163,7 +163,7 @@ class FieldTable:
         found = self.cells.get(digest(key, self.ground))
         if found is None:
             about = {"method": method.name, "kind": method.kind, "nfe": nfe, "seed": seed, "ground": self.ground}
-            about |= {} if method.kind == "hand" else {"budget": self.settings.effort.budget}
+            about |= {} if method.kind == "hand" else {"effort": self.settings.effort.words}
             made = self._made(key, method, nfe, seed)
             found = about | {k: v for k, v in made.items() if k != "file"} | self._scored(made, seed)
             self.cells.add(digest(key, self.ground), found)
@@ -209,9 +209,13 @@ class FieldTable:
             return {"scores": self.examiner(seed)(table)}
         except ArgumentError as error:  # samples that are not finite
             return {"scores": {}, "reason": str(error)}
+        except DenoiserError as error:
+            if error.rows and not error.sane:  # the sampler drove the network there
+                return {"scores": {}, "reason": str(error)}
+            raise
 
     def examiner(self, seed: int) -> Examiner:
-        """The scores of one repetition's report seeds; the teacher's samples of the last few are kept."""
+        """The scores of one repetition's report seeds."""
         if seed not in self._examiners:
             self._examiners.clear()  # the rows of one set may be large
             s = self.settings
@@ -228,7 +232,6 @@ class FieldTable:
             "format": FORMAT, "model": self.name, "fingerprint": self.model.fingerprint, "ground": self.ground,
             "distance": self.ruler.name, "between": self.ruler.between, "real": self.ruler.real is not None,
             "device": str(self.model.device), "images": s.images, "neighbours": s.neighbours,
-            "teacher_calls": s.effort.teacher_calls, "solver": s.effort.solver, "objective": s.effort.objective,
-            "budget": s.effort.budget,
+            "teacher_calls": s.effort.teacher_calls, "effort": s.effort.words,
         }  # fmt: skip
         atomic_write_text(self.folder / ABOUT, json.dumps(about, indent=1) + "\n")
