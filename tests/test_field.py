@@ -18,7 +18,7 @@ from fewstep.metrics import Statistics, frechet, frechet_jackknife, jackknife, s
 from fewstep.metrics.jackknife import deal
 from fewstep.optimizing import optimize
 from fewstep.randomness import CalibrationSeeds, ReportSeeds, SelectionSeeds
-from fewstep.report.field_figures import Line, Point, calls_figure, cost_figure
+from fewstep.report.field_figures import Line, Panel, Point, calls_figure, cost_figure
 from fewstep.reproduce import field_page
 from fewstep.reproduce.field_methods import GROUPS, Effort, Maker, Method, chosen, usual
 from fewstep.reproduce.field_page import Entry, Page
@@ -385,7 +385,9 @@ def test_repetitions_are_averaged_with_the_larger_error() -> None:
 def test_figures_show_every_method_that_was_searched() -> None:
     lines = [Line("by hand", (Point(3, 2.0), Point(4, 1.0)), hand=True), Line("gits", (Point(3, 1.0, 0.1, 5000),))]
     lines += [Line("auto", (Point(3, 0.5, 0.1, 2e4), Point(3, 0.4, 0.1, 4e4), Point(4, 0.3)), first=True)]
-    labels = [t.get_text() for t in calls_figure(lines, judge="FD", teacher=0.1).legends[0].get_texts()]
+    figure = calls_figure([Panel("FD", lines, 0.1), Panel("RMS", lines[:2])])
+    labels = [t.get_text() for t in figure.legends[0].get_texts()]
+    assert len(figure.axes) == 2
     assert set(labels) == {"best by hand", "teacher", "gits", "auto"}
     costs = cost_figure(lines, judge="FD")
     assert [axis.get_title("left") for axis in costs.axes] == ["3 calls", "4 calls"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,11 @@ if TYPE_CHECKING:
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 COLUMNS = 3
+BEST = "best by hand"
+DASHED = (0, (4, 3))
+MARKED: dict[str, Any] = {
+    "markersize": 5, "markeredgecolor": "white", "markeredgewidth": 0.6, "capsize": 2, "elinewidth": 0.9,
+}  # fmt: skip
 COST = "network calls of the search, the teacher's included; one that was differentiated counts three times"
 
 
@@ -41,40 +47,51 @@ class Line:
     first: bool = False
 
 
-def calls_figure(lines: Sequence[Line], *, judge: str, teacher: float | None = None) -> Figure:
-    """Quality against network calls. Hand-crafted samplers are thin lines, and the best of them at each number of calls
-    a thick one: that one is flattered, for it was chosen by these very figures.
+@dataclass(frozen=True)
+class Panel:
+    """One judge's view of all methods, and of the teacher where it has one."""
+
+    judge: str
+    lines: Sequence[Line]
+    teacher: float | None = None
+
+
+def calls_figure(panels: Sequence[Panel]) -> Figure:
+    """Quality against network calls, a panel for each judge. Hand-crafted samplers are thin lines, and the best of them
+    at each number of calls a thick one: that one is flattered, for it was chosen by these very figures.
     """
-    _require(lines)
-    looks = _looks(lines)
+    _require([line for panel in panels for line in panel.lines])
+    looks = _looks([line for panel in panels for line in panel.lines])
     with style():
-        figure = new_figure(WIDE, 4.6)
-        axis = figure.subplots()
-        for line in lines:
-            x, y = [p.nfe for p in line.points], [p.value for p in line.points]
-            if line.hand:
-                axis.plot(x, y, color=LINE, linewidth=0.8, zorder=1)
-                continue
-            width = 2.4 if line.first else 1.2
-            axis.errorbar(
-                x, y, [p.error for p in line.points], label=line.label, linewidth=width, markersize=5,
-                markeredgecolor="white", markeredgewidth=0.6, capsize=2, elinewidth=0.9, zorder=4 if line.first else 3,
-                **looks[line.label],
-            )  # fmt: skip
-        best = _best_by_hand(lines)
-        if best:
-            axis.plot([p.nfe for p in best], [p.value for p in best], color=BEFORE, linewidth=2.0, label="best by hand",
-                      zorder=2)  # fmt: skip
-        if teacher is not None:
-            axis.axhline(teacher, color=TEACHER, linewidth=1.0, linestyle=(0, (4, 3)), label="teacher", zorder=2)
-        _scale(axis, [p.value for line in lines for p in line.points])
-        nfes = sorted({p.nfe for line in lines for p in line.points})
-        axis.set_xticks(nfes, [str(n) for n in nfes])
-        axis.set_xlabel("network calls per sample (NFE)")
-        axis.set_title(f"{judge}, lower is better", fontweight="normal", fontsize=9, color=SOFT)
-        axis.grid(axis="y")
-        figure.legend(loc="outside right upper", fontsize=8)
+        figure = new_figure(WIDE, 4.4)
+        axes = list(figure.subplots(1, len(panels), squeeze=False).flat)
+        for axis, panel in zip(axes, panels, strict=True):
+            _draw_calls(axis, panel, looks)
+        figure.supxlabel("network calls per sample (NFE)", fontsize=9, color=SOFT)
+        _legend(figure, axes)
     return figure
+
+
+def _draw_calls(axis: Axes, panel: Panel, looks: dict[str, dict[str, Any]]) -> None:
+    for line in panel.lines:
+        x, y = [p.nfe for p in line.points], [p.value for p in line.points]
+        if line.hand:
+            axis.plot(x, y, color=LINE, linewidth=0.8, zorder=1)
+            continue
+        axis.errorbar(
+            x, y, [p.error for p in line.points], label=line.label, linewidth=2.4 if line.first else 1.2,
+            zorder=4 if line.first else 3, **MARKED, **looks[line.label],
+        )  # fmt: skip
+    best = _best_by_hand(panel.lines)
+    if best:
+        axis.plot([p.nfe for p in best], [p.value for p in best], color=BEFORE, linewidth=2.0, label=BEST, zorder=2)
+    if panel.teacher is not None:
+        axis.axhline(panel.teacher, color=TEACHER, linewidth=1.0, linestyle=DASHED, label="teacher", zorder=2)
+    _scale(axis, [p.value for line in panel.lines for p in line.points])
+    nfes = sorted({p.nfe for line in panel.lines for p in line.points})
+    axis.set_xticks(nfes, [str(n) for n in nfes])
+    _say(axis, panel.judge)
+    axis.grid(axis="y")
 
 
 def cost_figure(lines: Sequence[Line], *, judge: str) -> Figure:
@@ -88,10 +105,11 @@ def cost_figure(lines: Sequence[Line], *, judge: str) -> Figure:
     looks = _looks(lines)
     nfes = sorted({p.nfe for line in lines for p in line.points})
     costs = [p.cost for line in searched for p in line.points if p.cost > 0]
-    rim = min(costs, default=10.0) / 3
+    free = any(p.cost <= 0 for line in searched for p in line.points)
+    rim = min(costs, default=10.0) / (3 if free else 1.5)
     rows = -(-len(nfes) // COLUMNS)
     with style():
-        figure = new_figure(WIDE, 1.1 + 2.3 * rows)
+        figure = new_figure(WIDE, 1.2 + 2.4 * rows)
         axes = list(figure.subplots(rows, min(COLUMNS, len(nfes)), squeeze=False, sharex=True).flat)
         best = {p.nfe: p.value for p in _best_by_hand(lines)}
         for axis, nfe in itertools.zip_longest(axes, nfes):
@@ -103,23 +121,44 @@ def cost_figure(lines: Sequence[Line], *, judge: str) -> Figure:
                 if points:
                     axis.errorbar(
                         [max(p.cost, rim) for p in points], [p.value for p in points], [p.error for p in points],
-                        linewidth=1.0, markersize=5.5, capsize=2, elinewidth=0.9, markeredgecolor="white",
-                        markeredgewidth=0.6, label=line.label, **looks[line.label],
+                        linewidth=1.0, label=line.label, **MARKED, **looks[line.label],
                     )  # fmt: skip
             if nfe in best:
-                axis.axhline(best[nfe], color=BEFORE, linewidth=1.2, linestyle=(0, (4, 3)), label="best by hand")
-            axis.set_xscale("log")
+                axis.axhline(best[nfe], color=BEFORE, linewidth=1.2, linestyle=DASHED, label=BEST)
             _scale(axis, [p.value for line in searched for p in line.points if p.nfe == nfe])
+            _cost_axis(axis, rim / 1.5, 2 * max(costs, default=3 * rim))
             axis.set_title(f"{nfe} calls", fontsize=9)
             axis.grid(axis="y")
+        figure.suptitle(f"{judge}, lower is better", fontsize=9, color=SOFT, x=0.01, ha="left")
         figure.supxlabel(COST, fontsize=9, color=SOFT)
-        figure.supylabel(f"{judge}, lower is better", fontsize=9, color=SOFT)
-        named = {
-            label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
-        }
-        if named:
-            figure.legend(named.values(), named.keys(), loc="outside right upper", fontsize=8)
+        _legend(figure, axes)
     return figure
+
+
+def _cost_axis(axis: Axes, low: float, high: float) -> None:
+    """A logarithmic axis of network calls with a few round numbers."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    axis.set_xscale("log")
+    axis.set_xlim(low, high)
+    wide = high > 100 * low
+    axis.xaxis.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 2.0, 5.0)))
+    axis.xaxis.set_major_formatter(
+        lambda v, _: f"{v / 1e6:g}M" if v >= 1e6 else f"{v / 1e3:g}k" if v >= 1e3 else f"{v:g}"
+    )
+    axis.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _legend(figure: Figure, axes: Sequence[Axes]) -> None:
+    named = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    if named:
+        figure.legend(named.values(), named.keys(), loc="outside right upper", fontsize=8)
+
+
+def _say(axis: Axes, judge: str) -> None:
+    """The judge above a panel, in lines that fit."""
+    words = textwrap.fill(f"{judge}, lower is better", 52)
+    axis.set_title(words, fontweight="normal", fontsize=9, color=SOFT)
 
 
 def _require(lines: Sequence[Line]) -> None:
@@ -132,7 +171,7 @@ def _looks(lines: Sequence[Line]) -> dict[str, dict[str, Any]]:
     pairs = ((colour, marker) for marker in itertools.cycle(MARKERS) for colour in SERIES)
     found: dict[str, dict[str, Any]] = {}
     for line in lines:
-        if not line.hand:
+        if not line.hand and line.label not in found:
             colour, marker = (AFTER, "o") if line.first else next(pairs)
             found[line.label] = {"color": colour, "marker": marker}
     return found

@@ -115,34 +115,36 @@ class Page:
         return next((e for e in self.entries if (e.method, e.nfe) == (method, nfe)), None)
 
     @property
-    def main(self) -> tuple[str, str]:
-        """The score of the first table, with its name in words."""
-        if self.about["distance"]:
-            return "excess", f"{self.about['distance']}, above the teacher's"
-        return "to_teacher", f"{self.about['between']} to the teacher's samples"
+    def views(self) -> dict[str, str]:
+        """The scores that have a table of their own, the first first, in words."""
+        taught = {"to_teacher": f"{self.about['between']} to the teacher's samples"}
+        return ({"excess": f"{self.about['distance']}, above the teacher's"} if self.about["distance"] else {}) | taught
 
     def markdown(self) -> str:
         """The page."""
-        about, (score, words) = self.about, self.main
-        seeds = len(self.teacher.cells)
+        about, seeds = self.about, len(self.teacher.cells)
         own = self.teacher.score("distance")
         lines = [
             f"# The field on {about['model']}", "",
             f"{about['images']:,} images a cell on fresh seeds, {seeds} repetition{'s' if seeds > 1 else ''}; the "
             f"teacher makes {about['teacher_calls']} calls" + (f" and is at {with_error(*own)}. " if own else ". ")
-            + f"Searches: {about['effort']}. "
-            f"Device: {about['device']}. Errors are one standard error; † marks methods that found nothing better "
-            "than what they began with.", "",
-            f"## {words[0].upper()}{words[1:]}", "",
-            "| method | " + " | ".join(f"{n} calls" for n in self.nfes) + " |", "|---|" + "---:|" * len(self.nfes),
+            + f"Searches: {about['effort']}. Device: {about['device']}. Errors are one standard error; † marks methods "
+            "that found nothing better than what they began with.", "",
         ]  # fmt: skip
-        lines += [f"| {method} | " + " | ".join(self._words(method, score)) + " |" for method in self.methods]
-        lines += ["", f"![Quality against network calls]({CALLS_FIGURE})", "",
+        for score, words in self.views.items():
+            lines += [f"## {words[0].upper()}{words[1:]}", "", *self._overview(score), ""]
+        lines += [f"![Quality against network calls]({CALLS_FIGURE})", "",
                   f"![Quality against the cost of the search]({COST_FIGURE})", ""]  # fmt: skip
         for nfe in self.nfes:
             lines += [f"## {nfe} calls", "", *self._details(nfe), ""]
         lines += self._missing()
         return "\n".join(lines).rstrip() + "\n"
+
+    def _overview(self, score: str) -> Iterator[str]:
+        yield "| method | " + " | ".join(f"{n} calls" for n in self.nfes) + " |"
+        yield "|---|" + "---:|" * len(self.nfes)
+        for method in self.methods:
+            yield f"| {method} | " + " | ".join(self._words(method, score)) + " |"
 
     def _words(self, method: str, score: str) -> Iterator[str]:
         for nfe in self.nfes:
@@ -216,19 +218,16 @@ def write(folder: Path) -> Sequence[Path]:
 
     Errors: `ArgumentError` where there is no table in the folder.
     """
-    from fewstep.report.field_figures import calls_figure, cost_figure
+    from fewstep.report.field_figures import Panel, calls_figure, cost_figure
     from fewstep.report.style import png_of
 
     page = Page.read(folder)
-    score, words = page.main
-    whole = "distance" if page.about["distance"] else score
-    files: list[Path] = []
-    if page.lines(whole):
-        own = page.teacher.score("distance")
-        judge = page.about["distance"] or words
-        files.append(atomic_write_bytes(folder / CALLS_FIGURE, png_of(
-            calls_figure(page.lines(whole), judge=judge, teacher=own[0] if own else None))))  # fmt: skip
-        files.append(
-            atomic_write_bytes(folder / COST_FIGURE, png_of(cost_figure(page.lines(score, earlier=True), judge=words)))
-        )
-    return [atomic_write_text(folder / PAGE, page.markdown()), *files]
+    own, between = page.teacher.score("distance"), Panel(page.views["to_teacher"], page.lines("to_teacher"))
+    panels = [between] if own is None else [Panel(page.about["distance"], page.lines("distance"), own[0]), between]
+    files = [atomic_write_text(folder / PAGE, page.markdown())]
+    if between.lines:
+        score, words = next(iter(page.views.items()))
+        files.append(atomic_write_bytes(folder / CALLS_FIGURE, png_of(calls_figure(panels))))
+        cost = cost_figure(page.lines(score, earlier=True), judge=words)
+        files.append(atomic_write_bytes(folder / COST_FIGURE, png_of(cost)))
+    return files
