@@ -33,6 +33,14 @@ METHODS = (
     "optimize` (gits, ld3:ipndm), s3, and the groups hand, published, planned, gradient, all."
 )
 
+TrainingImages = Annotated[
+    Path | None,
+    typer.Option(
+        help="Training images (a folder, a zip, or an npz of uint8 [N, H, W, C]) for AYS, and for precision and "
+        "recall; without, both take the teacher's samples."
+    ),
+]
+
 
 @guarded
 def cifar10_table(
@@ -40,13 +48,7 @@ def cifar10_table(
     reference: Reference,
     inception: Weights = None,
     features: OtherFeatures = None,
-    data: Annotated[
-        Path | None,
-        typer.Option(
-            help="Training images (a folder, a zip, or an npz of uint8 [N, H, W, C]) for AYS, and for precision and "
-            "recall; without, both take the teacher's samples."
-        ),
-    ] = None,
+    data: TrainingImages = None,
     trust_pickle: TrustPickle = False,
     fp16: Fp16 = False,
     methods: Annotated[list[str] | None, typer.Option(help=METHODS, show_default="all")] = None,
