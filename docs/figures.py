@@ -20,7 +20,7 @@ OUT = Path(__file__).parent / "assets" / "tables"
 HELP = OUT.parent / "cli"
 COMMANDS = (
     "optimize", "sample", "compare", "show", "export", "doctor", "reproduce ays-table5", "reproduce usf-cifar10",
-    "reproduce text-to-image", "models", "solvers", "times",
+    "reproduce cifar10-table", "reproduce text-to-image", "models", "solvers", "times",
 )  # fmt: skip
 NOISE = EDM()
 CALLS = 6

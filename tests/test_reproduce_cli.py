@@ -21,6 +21,7 @@ from fewstep.rules import SolverSchedule
 from fewstep.sampling import sample
 from fewstep.search.s3.initial import initial
 from fewstep.study.reading import read
+from fewstep.tableau import Tableau
 
 from .edm_networks import DDPMPP, TINY, randn, write_pickle
 
@@ -124,6 +125,41 @@ def test_the_search_of_usf_from_files(folder: Path, monkeypatch: pytest.MonkeyPa
     assert (folder / "usf" / "scores.jsonl").read_text() == before
     other = invoke(*command, "--selection", "100", code=2)
     assert "another search (counts [96] there, [100] now)" in " ".join(other.split())
+
+
+FIELD = (
+    "--images", "48", "--nfe", "3", "--methods", "ddim,dpmpp_2m:karras:min,heun,s3", "--max-calls", "600",
+    "--selection", "16,32", "--teacher-calls", "8", "--out", "field", "--device", "cpu", "--trust-pickle", "--quiet",
+)  # fmt: skip
+
+
+def test_the_fields_table_from_files(folder: Path) -> None:
+    command = ("reproduce", "cifar10-table", *USF, *FIELD)
+    told: dict[str, Any] = json.loads(invoke(*command, "--json"))
+    cells = {cell["method"]: cell for cell in told["cells"]}
+    assert set(cells) == {"teacher", "ddim:karras", "dpmpp_2m:karras:min", "heun:karras", "s3"}
+    network = models.load("edm:network.pkl?trust-pickle")
+    features, seeds = models.made_by("python:features_for_test:make"), ReportSeeds(48)
+    reference = Statistics.load(folder / "stats.npz")
+    assert len(list((folder / "field" / "tables").glob("s3-3-0-*.json"))) == 1
+    for method in ("dpmpp_2m:karras:min", "s3"):
+        (file,) = (folder / "field" / "tables").glob(f"{method.replace(':', '-')}-3-0-*.json")
+        made = sample(network, Tableau.load(file), seeds=seeds, condition=models.default_condition(network, seeds))
+        scores = cells[method]["scores"]
+        assert scores["distance"] == pytest.approx(frechet(Statistics.of(features(made).double()), reference), rel=1e-4)
+        assert scores["excess"] == pytest.approx(
+            scores["distance"] - cells["teacher"]["scores"]["distance"], rel=1e-3, abs=1e-4
+        )
+    assert cells["s3"]["cost"]["search_calls"] > 100 and cells["ddim:karras"]["cost"]["search_calls"] == 0
+    before = (folder / "field" / "cells.jsonl").read_text()
+    made = (folder / "field" / "made.jsonl").read_text()
+    page = invoke(*command, "--data", "images.npz")  # now real images are behind precision and recall
+    assert "| ddim:karras | " in page and "| s3 | " in page
+    after = (folder / "field" / "cells.jsonl").read_text()
+    assert after.startswith(before) and len(after.splitlines()) == 2 * len(before.splitlines())
+    assert (folder / "field" / "made.jsonl").read_text() == made  # scored anew, and not searched
+    assert "precision, the data" in (folder / "field" / "field.md").read_text()
+    assert "no method" in invoke(*command, "--methods", "nonsense", code=2)
 
 
 def test_bad_files(folder: Path) -> None:

@@ -12,14 +12,14 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from fewstep import solvers, times
 from fewstep.errors import ArgumentError
@@ -28,11 +28,13 @@ from fewstep.metrics.statistics import mean_with_error
 from fewstep.models import default_condition
 from fewstep.progress import Event, Report, silent
 from fewstep.randomness import ReportSeeds
+from fewstep.results import Results
 from fewstep.sampling import sample
 from fewstep.search.teacher import CALLS, CHUNK, Teacher, reference_schedule
 
 if TYPE_CHECKING:
     from fewstep.denoiser import Denoiser
+    from fewstep.metrics import Features
     from fewstep.models import Judge
     from fewstep.noise import NoiseSchedule
     from fewstep.tableau import Tableau
@@ -88,14 +90,16 @@ def teacher(
     )
 
 
-def cell(noise: NoiseSchedule, solver: str, grid: str, nfe: int) -> Cell:
-    """The named solver on the named times with exactly `nfe` calls, or the reason why there is none."""
+def cell(noise: NoiseSchedule, solver: str, grid: str, nfe: int, **options: Any) -> Cell:
+    """The named solver on the named times with exactly `nfe` calls, or the reason why there is none; options are those
+    of the times (`end="min"`, `rho=2.0`).
+    """
     make, place = solvers.get(solver), times.named(grid)
-    n = solvers.calls(solver, nfe)
+    n = solvers.calls(solver, nfe, to_zero=options.get("end", "zero") in ("zero", "append"))
     if n is None:
         return Cell(solver, grid, nfe, reason=f"{solver} cannot make {nfe} calls")
     try:
-        tableau = make(place(noise, n)).tabulate(noise)
+        tableau = make(place(noise, n, **options)).tabulate(noise)
     except ArgumentError as error:
         return Cell(solver, grid, nfe, reason=str(error))
     if tableau.nfe != nfe:
@@ -111,7 +115,62 @@ def cells(noise: NoiseSchedule, nfes: Sequence[int], names: Sequence[str], grids
     return [cell(noise, solver, grid, nfe) for nfe in nfes for solver in names for grid in grids]
 
 
+@dataclass(frozen=True)
+class Seen:
+    """What one pass over the samples of a table keeps of them.
+
+    Attributes:
+        features: `[n, d]` float64 on the CPU; squares: `[n]` mean squared differences to the teacher's samples.
+        nll: mean negative log-likelihood.
+        calls, seconds: samples through the network, and the time of the sampling, the teacher's not counted.
+    """
+
+    features: Tensor | None
+    squares: Tensor | None
+    nll: float | None
+    calls: int
+    seconds: float
+
+    @property
+    def rms(self) -> tuple[float, float]:
+        """Root mean square distance to the teacher's samples, with its error."""
+        assert self.squares is not None, "look was given no teacher"
+        mean, error = mean_with_error(self.squares)
+        return math.sqrt(mean), error / (2 * math.sqrt(mean)) if mean > 0 else 0.0
+
+
 @torch.no_grad()
+def look(
+    model: Denoiser,
+    tableau: Tableau,
+    seeds: Sequence[int],
+    *,
+    features: Features | None = None,
+    nll: Callable[[Tensor], float] | None = None,
+    teacher: Teacher | None = None,
+    batch_size: int = 250,
+) -> Seen:
+    """Sample a table once under the default conditions, and keep what is asked for."""
+    rows: list[Tensor] = []
+    squares: list[Tensor] = []
+    calls, seconds, likelihood = 0, 0.0, 0.0
+    for start in range(0, len(seeds), batch_size):
+        batch = seeds[start : start + batch_size]
+        before, started = model.evaluations, time.perf_counter()
+        made = sample(model, tableau, seeds=batch, condition=default_condition(model, batch))
+        calls, seconds = calls + model.evaluations - before, seconds + time.perf_counter() - started
+        if features is not None:
+            rows.append(features(made).double().cpu())
+        if nll is not None:
+            likelihood += nll(made) * len(batch)
+        if teacher is not None:
+            squares.append(paired_rmse(made.float().cpu(), teacher(batch)) ** 2)
+    return Seen(
+        torch.cat(rows) if rows else None, torch.cat(squares) if squares else None,
+        None if nll is None else likelihood / len(seeds), calls, seconds,
+    )  # fmt: skip
+
+
 def score(
     model: Denoiser,
     tableau: Tableau,
@@ -134,28 +193,17 @@ def score(
     """
     ReportSeeds.require(seeds, "seeds")
     _check_count(seeds, judge)
-    features: list[torch.Tensor] = []
-    squares: list[torch.Tensor] = []
-    calls, seconds, nll = 0, 0.0, 0.0
-    for start in range(0, len(seeds), batch_size):
-        batch = seeds[start : start + batch_size]
-        before, started = model.evaluations, time.perf_counter()
-        made = sample(model, tableau, seeds=batch, condition=default_condition(model, batch))
-        calls, seconds = calls + model.evaluations - before, seconds + time.perf_counter() - started
-        if judge is not None:
-            features.append(judge.features(made).double().cpu())
-            nll += judge.nll(made) * len(batch) if judge.nll is not None else 0.0
-        if teacher is not None:
-            squares.append(paired_rmse(made.float().cpu(), teacher(batch)) ** 2)
-    found: dict[str, Any] = {"samples": len(seeds), "nfe": tableau.nfe, "calls": calls, "seconds": seconds}
-    if judge is not None:
-        found["fd"], found["fd_error"] = frechet_with_error(torch.cat(features), judge.reference)
-        if judge.nll is not None:
-            found["nll"] = nll / len(seeds)
+    seen = look(
+        model, tableau, seeds, features=None if judge is None else judge.features,
+        nll=None if judge is None else judge.nll, teacher=teacher, batch_size=batch_size,
+    )  # fmt: skip
+    found: dict[str, Any] = {"samples": len(seeds), "nfe": tableau.nfe, "calls": seen.calls, "seconds": seen.seconds}
+    if judge is not None and seen.features is not None:
+        found["fd"], found["fd_error"] = frechet_with_error(seen.features, judge.reference)
+        if seen.nll is not None:
+            found["nll"] = seen.nll
     if teacher is not None:
-        mean, error = mean_with_error(torch.cat(squares))
-        found["rms"] = math.sqrt(mean)
-        found["rms_error"] = error / (2 * found["rms"]) if mean > 0 else 0.0
+        found["rms"], found["rms_error"] = seen.rms
     return found
 
 
@@ -163,56 +211,6 @@ def _check_count(seeds: ReportSeeds, judge: Judge | None) -> None:
     least = FEWEST if judge is not None else 2
     if len(seeds) < least:
         raise ArgumentError(f"{len(seeds)} samples are too few for a score with an error: give at least {least}")
-
-
-class Results:
-    """Scores by key in a file of JSON lines, to which each score is added, on disk, before the next one begins.
-
-    A line that a crash cut short is passed over, and the next one begins on a clean line. With `path=None` nothing is
-    kept.
-    """
-
-    def __init__(self, path: str | Path | None) -> None:
-        self.path = None if path is None else Path(path)
-        self._held: dict[str, dict[str, Any]] = {}
-        self._torn = False
-        if self.path is not None and self.path.exists():
-            data = self.path.read_bytes()
-            self._torn = bool(data) and not data.endswith(b"\n")
-            for line in data.decode("utf-8", "replace").splitlines():
-                self._take(line)
-
-    def _take(self, line: str) -> None:
-        try:
-            record = json.loads(line)
-            self._held[record["key"]] = dict(record["scores"])
-        except (ValueError, KeyError, TypeError):  # damaged: that score is made again
-            return
-
-    def __len__(self) -> int:
-        return len(self._held)
-
-    def get(self, key: str) -> dict[str, Any] | None:
-        """The scores under this key, or None."""
-        return self._held.get(key)
-
-    def add(self, key: str, scores: dict[str, Any], **about: Any) -> None:
-        """Keep the scores; `about` stands beside them for human readers."""
-        self._held[key] = scores
-        if self.path is None:
-            return
-        line = json.dumps({"key": key, "scores": scores, **about}) + "\n"
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("ab") as file:
-                file.write(("\n" if self._torn else "").encode() + line.encode())
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise ArgumentError(
-                f"cannot write {self.path}: {error.strerror}; free some space, then start again: what is done is kept"
-            ) from error
-        self._torn = False
 
 
 def key_of(model: Denoiser, tableau: Tableau, seeds: ReportSeeds, judge: Judge | None, teacher: Teacher | None) -> str:

@@ -7,8 +7,9 @@ A feature network is any callable from images `[B, ...]` to `[B, d]`; `fewstep.m
 All sums are in float64 on the CPU.
 """
 
-from fewstep.metrics.frechet import frechet, frechet_with_error
+from fewstep.metrics.frechet import frechet, frechet_jackknife, frechet_with_error
 from fewstep.metrics.images import read_images, statistics_of_images
+from fewstep.metrics.jackknife import Jackknife, jackknife
 from fewstep.metrics.kernel import kernel_distance
 from fewstep.metrics.likelihood import (
     entropy,
@@ -25,12 +26,15 @@ from fewstep.metrics.transport import sliced_wasserstein
 __all__ = [
     "Estimate",
     "Features",
+    "Jackknife",
     "PrecisionRecall",
     "Statistics",
     "entropy",
     "frechet",
+    "frechet_jackknife",
     "frechet_with_error",
     "gaussian_kl",
+    "jackknife",
     "kernel_distance",
     "kl_of_samples",
     "kl_to_density",

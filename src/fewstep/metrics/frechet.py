@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
 from fewstep.errors import ArgumentError
+from fewstep.metrics.jackknife import Jackknife, deal
 from fewstep.metrics.statistics import Estimate, Statistics, as_features
 
 
@@ -41,33 +40,35 @@ def frechet(a: Statistics, b: Statistics) -> float:
     return _distance(a.mean, a.cov, b.mean, cov_b, _factor(cov_b))
 
 
-def frechet_with_error(features: Tensor, reference: Statistics, *, groups: int = 24, seed: int = 0) -> Estimate:
-    """Fréchet distance of `features [n, d]` to `reference`, with the standard error that sampling `features` gives it.
+def frechet_jackknife(features: Tensor, reference: Statistics, *, groups: int = 24, seed: int = 0) -> Jackknife:
+    """Fréchet distance of `features [n, d]` to `reference`, and the same without each of `groups` groups of samples.
 
-    The error is a delete-one-group jackknife (Efron and Tibshirani 1993, chapter 11): the samples are dealt at random
-    into `groups`, and the distance is taken without each in turn. That costs `groups` decompositions of d x d matrices
-    whatever n is, where a bootstrap would pass over all samples a hundred times. The error itself is uncertain by
-    about `1 / sqrt(2 groups)`. The reference is taken as exact.
+    That costs `groups` decompositions of d x d matrices whatever n is, where a bootstrap would pass over all samples a
+    hundred times. The reference is taken as exact.
     """
     matrix = as_features(features, "features", least=2 * groups)
     if matrix.shape[1] != reference.d:
         raise ArgumentError(
             f"features has {matrix.shape[1]} columns, reference {reference.d}; use one feature network for both"
         )
-    if groups < 2:
-        raise ArgumentError(f"groups = {groups}: a jackknife needs at least 2")
     n, mean = len(matrix), matrix.mean(dim=0)
     centred = matrix - mean
     scatter = centred.T @ centred
     cov_b = reference.cov
     factor_b = _factor(cov_b)
-    order = torch.randperm(n, generator=torch.Generator("cpu").manual_seed(seed), device="cpu")
     without: list[float] = []
-    for rows in order.tensor_split(groups):
+    for rows in deal(n, groups, seed):
         left_out, kept = centred[rows], n - len(rows)
         shift = -left_out.sum(dim=0) / kept
         cov = (scatter - left_out.T @ left_out - kept * torch.outer(shift, shift)) / (kept - 1)
         without.append(_distance(mean + shift, cov, reference.mean, cov_b, factor_b))
-    spread = torch.tensor(without, dtype=torch.float64, device="cpu").var(correction=0)
     value = _distance(mean, scatter / (n - 1), reference.mean, cov_b, factor_b)
-    return Estimate(value, math.sqrt((groups - 1) * float(spread)))
+    return Jackknife(value, torch.tensor(without, dtype=torch.float64, device="cpu"))
+
+
+def frechet_with_error(features: Tensor, reference: Statistics, *, groups: int = 24, seed: int = 0) -> Estimate:
+    """Fréchet distance of `features [n, d]` to `reference`, with the standard error that sampling `features` gives it.
+
+    The error is that of `frechet_jackknife`, and is itself uncertain by about `1 / sqrt(2 groups)`.
+    """
+    return frechet_jackknife(features, reference, groups=groups, seed=seed).estimate

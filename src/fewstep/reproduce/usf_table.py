@@ -13,18 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from fewstep import searching
-from fewstep.compare import Results
+from fewstep.compare import Results, look
 from fewstep.errors import ArgumentError
 from fewstep.evaluating import Evaluator
 from fewstep.metrics import frechet_with_error
-from fewstep.models import default_condition
 from fewstep.progress import Event, Report, silent
 from fewstep.proposals import Trial
 from fewstep.randomness import ReportSeeds
-from fewstep.sampling import sample
 from fewstep.search.cache import digest
 from fewstep.search.s3.archive import score_of
 from fewstep.study.reading import read
@@ -135,7 +131,6 @@ class UsfTable:
         first = [e.trial for e in entries.values() if e.trial.nfe == nfe and e.trial.proposal.stage == 0 and e.scored]
         return sorted(first, key=score_of)[: self.settings.candidates]
 
-    @torch.no_grad()
     def score(self, trial: Trial, kind: str) -> dict[str, Any]:
         """`fd` and `fd_error` on the large set of fresh seeds, made once."""
         seeds = ReportSeeds(self.settings.finals)
@@ -144,12 +139,9 @@ class UsfTable:
         if known is None:
             assert self._evaluator is not None
             table = self._evaluator.tabulate(trial.proposal.schedule)
-            features: list[torch.Tensor] = []
-            for low in range(0, len(seeds), self.settings.batch):
-                part = seeds[low : low + self.settings.batch]
-                made = sample(self.model, table, seeds=part, condition=default_condition(self.model, part))
-                features.append(self.judge.features(made).double().cpu())
-            value, error = frechet_with_error(torch.cat(features), self.judge.reference)
+            made = look(self.model, table, seeds, features=self.judge.features, batch_size=self.settings.batch)
+            assert made.features is not None
+            value, error = frechet_with_error(made.features, self.judge.reference)
             known = {"fd": value, "fd_error": error, "selected_by": score_of(trial), "trial": trial.number}
             self._scores.add(key, known, nfe=trial.nfe, kind=kind, origin=trial.proposal.origin)
         return known

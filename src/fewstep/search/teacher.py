@@ -25,6 +25,7 @@ from fewstep.batching import in_batches
 from fewstep.errors import ArgumentError, DenoiserError
 from fewstep.progress import Event, Report, silent
 from fewstep.sampling import first_state, sample, trajectory
+from fewstep.search import meter
 from fewstep.search.cache import Cache, Probe, SeedRows, digest
 from fewstep.search.trajectories import Shelf, Trajectories
 from fewstep.solvers import dpmpp_3m
@@ -112,6 +113,7 @@ class Teacher:
 
         The kind of the seeds is the caller's business.
         """
+        meter.asked(self.tableau.digest, self.cost, seeds)
         done = 0
 
         def told(more: int) -> None:
@@ -147,6 +149,7 @@ class Teacher:
                 "outputs to keep there: give another table, or outputs=False"
             )
         wanted = list(dict.fromkeys(seeds))
+        meter.asked(self.tableau.digest, self.cost, wanted)
         missing = self._missing(wanted, outputs)
         done = len(wanted) - len(missing)
         progress(Event("teacher", done, len(wanted)))
@@ -177,7 +180,7 @@ class Teacher:
         x0 = torch.empty_like(states[:-1]) if outputs else None
         state_of = {row: k for k, (row, _) in enumerate(self._knots)}
         output_of = {row: k for k, (_, row) in enumerate(self._knots[:-1])}
-        with torch.no_grad():
+        with torch.no_grad(), meter.making(self.denoiser):
             for point in trajectory(self.denoiser, self.tableau, start, condition=self.condition(seeds)):
                 if point.row in state_of:
                     states[state_of[point.row]].copy_(point.state)
@@ -210,10 +213,11 @@ class Teacher:
         return digest(list(seeds), self.condition(seeds), self.start_digest(seeds))
 
     def _run(self, seeds: list[int]) -> Tensor:
-        images = sample(
-            self.denoiser, self.tableau, seeds=seeds, init=None if self.init is None else self.init(seeds),
-            condition=self.condition(seeds), batch_size=self._batch,
-        )  # fmt: skip
+        with meter.making(self.denoiser):
+            images = sample(
+                self.denoiser, self.tableau, seeds=seeds, init=None if self.init is None else self.init(seeds),
+                condition=self.condition(seeds), batch_size=self._batch,
+            )  # fmt: skip
         return images.to(device="cpu", dtype=self.dtype)
 
 
