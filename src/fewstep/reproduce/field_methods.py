@@ -26,9 +26,8 @@ from fewstep.randomness import CalibrationSeeds, ReportSeeds, SelectionSeeds
 from fewstep.search.dmn import dmn_times
 from fewstep.search.gradient.recipes import RECIPES
 from fewstep.search.ledger import speed
-from fewstep.search.methods import METHODS
+from fewstep.search.parts import METHODS, PLANNED
 from fewstep.search.plan import LAST, MOST_IMAGES, default_calls
-from fewstep.search.planner import PLANNED
 from fewstep.search.teacher import CALLS
 from fewstep.stages import TIME_SHARE
 from fewstep.tableau import Tableau
@@ -65,7 +64,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "published": TOOLBOX,
     "planned": PLANNED,
     "gradient": tuple(RECIPES),
-    "all": (*HAND_CRAFTED, "dmn", "ays", *PLANNED, *RECIPES, S3, "auto"),
+    "all": (*HAND_CRAFTED, "dmn", "ays", "grids", *PLANNED, *RECIPES, S3, "auto"),
 }
 REPORTED = ("report",)
 """Stages of `optimize` that are figures of a result and no part of its search."""
