@@ -165,9 +165,7 @@ class Evaluator:
             self.teacher = self._teacher(calls, cache)
             if controlled and known is not None:
                 if population < images:
-                    raise ArgumentError(
-                        f"population={population}: give more samples than select ({images}), 10,000 say"
-                    )
+                    raise ArgumentError(f"population={population}: give more than select ({images})")
                 self.control = Control(self.teacher, known.features, population, Cache(cache), batch_size)
         # Ranges: whether a seed is known is asked for every image.
         self._judges = {
