@@ -241,7 +241,8 @@ def evaluation(model: str, objective: str, images: int, nfe: int, repeats: int, 
         bare.clear()
     ratios.sort()
     return {
-        "model": model, "objective": evaluator.objective, "images": images, "nfe": nfe, "seconds": min(whole), "ratio": ratios[len(ratios) // 2],
+        "model": model, "objective": evaluator.objective, "images": images, "nfe": nfe,
+        "seconds": min(whole), "ratio": ratios[len(ratios) // 2],
         "ratios": ratios,
     }  # fmt: skip
 

@@ -247,7 +247,7 @@ def _status_text(told: dict[str, Any]) -> str:
     if told["learned"]:
         last = told["learned"][-1]
         words = ", ".join(f"{key} {_number(value)}" for key, value in last.items())
-        lines.append(f"learned {len(told['learned'])} times, last: {words}")
+        lines.append(f"learned {len(told['learned'])} times, last: {words}".replace(" 1 times, last", " once"))
     return "\n".join([*lines, "", _front_text(told["front"])])
 
 
