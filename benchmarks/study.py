@@ -213,7 +213,7 @@ def evaluation(model: str, objective: str, images: int, nfe: int, repeats: int, 
     from fewstep.randomness import unit_noise
 
     torch.set_num_threads(1)
-    evaluator = Evaluator(model, objective, images=images, batch_size=batch_size, population=2 * images)
+    evaluator = Evaluator(model, objective, images=images, batch_size=batch_size, population=images)
     evaluator.prepare()
     network = evaluator.model
     ratios, whole, bare = [], [], []
