@@ -302,7 +302,7 @@ def test_optimize_for_each_solver_and_number_of_calls(tmp_path):
     told = json.loads(
         run(
             "optimize", PROBLEM, "--nfe", "2,3", "--solver", "ddim,heun", "--each", "--method", "dmn", *TINY[2:],
-            "--max-calls", 24000, "--out", out, "--json",
+            "--max-calls", 64000, "--out", out, "--json",
         ).stdout
     )  # fmt: skip
     folders = ["ddim-2", "ddim-3", "heun-3"]  # heun makes no two calls
