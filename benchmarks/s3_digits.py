@@ -19,7 +19,7 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from benchmarks.quality_cells import Deadline, from_times, key_of, make_cell, qu
 from benchmarks.s3 import RESULTS, read, search, stage_of, steps
 from fewstep import models, solvers, times
 from fewstep.compare import Results
-from fewstep.evaluating import Tabulator
+from fewstep.evaluating import Evaluator, Tabulator
 from fewstep.metrics import Statistics, frechet, frechet_with_error
 from fewstep.metrics.controlled import controlled_frechet
 from fewstep.models import default_condition
@@ -196,23 +196,31 @@ def objective() -> None:
             truth.setdefault((r["solver"], r["times"]), []).append(r["scores"]["fd"])
     path = CACHE / "s3-digits-objective.pt"
     known: dict[tuple[str, str], Tensor] = torch.load(path) if path.exists() else {}
+    tables: dict[tuple[str, str], Tableau] = {}
     for solver, grid in truth:
+        made = (from_times(digits.model.noise, solver, grid, 5, as_float64(chosen[solver, grid]))
+                if (solver, grid) in chosen else make_cell(digits.model.noise, solver, grid, 5))  # fmt: skip
+        assert made.tableau is not None
+        tables[solver, grid] = made.tableau
         if (solver, grid) not in known:
-            made = (from_times(digits.model.noise, solver, grid, 5, as_float64(chosen[solver, grid]))
-                    if (solver, grid) in chosen else make_cell(digits.model.noise, solver, grid, 5))  # fmt: skip
-            assert made.tableau is not None
             known[solver, grid] = digits.features(made.tableau, SELECTION)
             torch.save(known, path)
     reference, everyone = digits.judge.reference, digits.population
-    ways = {
-        "plain": lambda f, _: frechet(Statistics.of(f), reference),
-        "controlled": lambda f, t: controlled_frechet(f, t, everyone, reference),
+    product = Evaluator(
+        MODEL, "controlled", images=IMAGES, fewest=64, batch_size=BATCH, offset=SELECTION.offset,
+        cache=str(CACHE / "product"), network=digits.model,
+    )  # fmt: skip
+    product.prepare()
+    ways: dict[str, Callable[[tuple[str, str], int], Any]] = {
+        "plain": lambda key, n: frechet(Statistics.of(known[key][:n]), reference),
+        "controlled": lambda key, n: controlled_frechet(known[key][:n], digits.paired[:n], everyone, reference),
+        "`--objective controlled`": lambda key, n: product.score_table(tables[key], n),
     }
     mean = np.array([np.mean(truth[key]) for key in truth])
     with (RESULTS / "digits-objective.jsonl").open("w", encoding="utf-8") as file:
         for images in (64, 96, 128, 192, 256):
             for name, way in ways.items():
-                values = np.array([way(known[key][:images], digits.paired[:images]) for key in truth])
+                values = np.array([way(key, images) for key in truth])
                 line = {
                     "images": images, "estimate": name, "samplers": len(mean), "tau": kendall(values, mean),
                     "r": float(np.corrcoef(values, mean)[0, 1]), "bias": float((values - mean).mean()),

@@ -2,7 +2,7 @@
 
     python -m benchmarks.study busy [--workers 1000] [--trials 20000]
     python -m benchmarks.study kills [--times 200]
-    python -m benchmarks.study evaluation [--images 256] [--nfe 8]
+    python -m benchmarks.study evaluation [--images 256] [--nfe 8] [--objective controlled]
 
 `busy` runs the real store, runner and proposals against simulated workers. Their clock runs as fast as the driver's own
 time (what it computes and writes) and jumps over the time in which the driver only waits, so an hour of a thousand
@@ -201,8 +201,11 @@ def kills(times: int) -> dict[str, Any]:
     return {"kills": -(-times // per) * per, "lost": 0, "counted_twice": 0}
 
 
-def evaluation(model: str, images: int, nfe: int, repeats: int, batch_size: int) -> dict[str, Any]:
-    """Computing time of one evaluation over that of its network calls alone, in turns."""
+def evaluation(model: str, objective: str, images: int, nfe: int, repeats: int, batch_size: int) -> dict[str, Any]:
+    """Computing time of one evaluation over that of its network calls alone, in turns.
+
+    What all evaluations share, the teacher's part, is made before; its size changes nothing here and is kept small.
+    """
     import torch
 
     from fewstep import compare
@@ -210,7 +213,7 @@ def evaluation(model: str, images: int, nfe: int, repeats: int, batch_size: int)
     from fewstep.randomness import unit_noise
 
     torch.set_num_threads(1)
-    evaluator = Evaluator(model, images=images, batch_size=batch_size)
+    evaluator = Evaluator(model, objective, images=images, batch_size=batch_size, population=images)
     evaluator.prepare()
     network = evaluator.model
     ratios, whole, bare = [], [], []
@@ -238,7 +241,8 @@ def evaluation(model: str, images: int, nfe: int, repeats: int, batch_size: int)
         bare.clear()
     ratios.sort()
     return {
-        "model": model, "images": images, "nfe": nfe, "seconds": min(whole), "ratio": ratios[len(ratios) // 2],
+        "model": model, "objective": evaluator.objective, "images": images, "nfe": nfe,
+        "seconds": min(whole), "ratio": ratios[len(ratios) // 2],
         "ratios": ratios,
     }  # fmt: skip
 
@@ -255,6 +259,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     part.add_argument("--times", type=int, default=200)
     part = commands.add_parser("evaluation")
     part.add_argument("--model", default="mnist")
+    part.add_argument("--objective", default="auto")
     part.add_argument("--images", type=int, default=256)
     part.add_argument("--nfe", type=int, default=8)
     part.add_argument("--repeats", type=int, default=5)

@@ -31,6 +31,8 @@ class Drawer:
                 parents[0].proposal.schedule.times.tolist()[1:-1] if parents else [draw.random() for _ in range(n - 1)]
             )
             inner = sorted((min(0.99, max(0.01, t + 0.05 * draw.random() - 0.02)) for t in base), reverse=True)
+            # Two that were moved to the same rim must not be equal.
+            inner = [t + 1e-4 * (n - k) for k, t in enumerate(inner)]
             out.append(
                 Proposal(schedule([1.0, *inner, 0.0]), f"drawn {seed % 97}", 0, tuple(t.number for t in parents))
             )

@@ -20,8 +20,8 @@ FENCE = re.compile(r"^```(\w+)[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)#\s]+)(?:#[^)]*)?\)")
 # What a page shows in minutes, a test runs in seconds; nothing else is changed.
 SHORTER = {
-    "minutes=5": "max_calls=25_000",
-    "minutes=1)": "max_calls=30_000)",
+    'nfe=6, method="auto", minutes=5': 'nfe=2, method="auto", max_calls=6_500, calibration=fs.CalibrationSeeds(16)',
+    'nfe=6, method="auto", minutes=1': 'nfe=2, method="auto", max_calls=21_500',
     "seeds=range(64)": "seeds=range(8)",
     '"mnist", nfes=range(4, 11), budget=400': '"problem:gaussian", nfes=[3], budget=24, images=[16]',
     "Workers(2)": "Workers(1)",

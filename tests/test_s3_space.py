@@ -223,9 +223,9 @@ class Noisy:
 
 
 @pytest.mark.parametrize("family", NOISES)
-@pytest.mark.parametrize("count", [125, pytest.param(2500, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [50, pytest.param(2500, marks=pytest.mark.slow)])
 def test_children_with_the_third_basis_are_valid_and_make_the_calls_they_count(family, count):
-    """500 children by default, 10,000 with -m slow; all of them as tables, with statistics of a part of the range."""
+    """200 children by default, 10,000 with -m slow; all of them as tables, with statistics of a part of the range."""
     noise = NOISES[family]
     first, last = (float(noise.time_of_ratio(r * noise.ratio(t))) for r, t in ((0.2, noise.t_max), (3.0, noise.t_min)))
     if noise.alpha(noise.t_max) == 0:

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -46,7 +47,7 @@ def test_the_page_compares_sets_back_and_draws(study, tmp_path):
         r'xmlns[:a-z]*="[^"]*"|"http://www.w3.org/[^"]*"|<metadata>.*?</metadata>', "", text, flags=re.S
     )
     for heading in ("The front", "Which strategy where", "Best so far", "What each component is worth",
-                    "What the surrogate ranks by", "How it was made"):  # fmt: skip
+                    "What the surrogate ranks by", "Use it", "How it was made"):  # fmt: skip
         assert f"<h2>{heading}" in text
     assert text.count("<svg") == 4 and text.count("<img") == 4
 
@@ -54,6 +55,7 @@ def test_the_page_compares_sets_back_and_draws(study, tmp_path):
 def test_the_figures_are_those_of_the_evaluator_and_are_kept(study, tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(search_page, "write", lambda page, path: seen.append(page) or path)
+    monkeypatch.setattr(search_report, "importances", lambda *_: (0.0, []))  # they have tests of their own
     search_report.write(study, tmp_path, ablations=False)
     contents = read(study)
     evaluate = Evaluator(MODEL, images=32, fresh=64, teacher_calls=8)
@@ -64,6 +66,7 @@ def test_the_figures_are_those_of_the_evaluator_and_are_kept(study, tmp_path, mo
         assert point.selected == row["score"] and not point.worth
         trials = [e.trial for e in contents.entries.values() if e.trial.nfe == point.nfe and e.trial.scores]
         assert point.curve[-1] == (len(trials), min(t.scores[16] for t in trials))
+        assert point.published == sum(t.proposal.stage == 0 for t in trials) == 8
         assert point.constant_origin in {t.proposal.origin for t in trials if t.proposal.stage == 0}
     before = Evaluator.__call__
     assert callable(before)
@@ -83,6 +86,11 @@ def test_a_page_claims_no_more_than_its_errors_allow():
     ]  # fmt: skip
     text = search_page.html(SearchPage("m", "s3", "FD", space.noise, points, 9))
     assert "for 1 of 2 numbers of calls" in text and "same" in text
+    assert "0.10 ± 0.20</td>" in text and "\N{HEAVY ASTERISK}</td>" not in text  # nothing is sure
+    sure = replace(points[0], worth={"times": (0.5, 0.2)})
+    assert "0.50 ± 0.20 \N{HEAVY ASTERISK}</td>" in search_page.html(
+        SearchPage("m", "s3", "FD", space.noise, [sure], 9)
+    )
     bare = search_page.html(SearchPage("m", "s3", "FD", space.noise, [Point(3, schedule, "guided", 1.0, 16)], 1))
     assert "No schedule was compared" in bare and "Best so far" not in bare
     lost = search_page.html(SearchPage("m", "s3", "FD", space.noise, [

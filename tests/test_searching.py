@@ -2,6 +2,7 @@
 
 import json
 import math
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,10 @@ from fewstep.denoiser import Denoiser
 from fewstep.ems import EMS, log_snr_grid
 from fewstep.errors import ArgumentError, DenoiserError
 from fewstep.evaluating import Evaluator, function_of
-from fewstep.judging import selection_judge
+from fewstep.judging import checked_objective, searched_objective, selection_judge
 from fewstep.metrics import Statistics, frechet
-from fewstep.randomness import ReportSeeds, SelectionSeeds
+from fewstep.metrics.controlled import controlled_frechet
+from fewstep.randomness import CalibrationSeeds, ReportSeeds, SelectionSeeds
 from fewstep.rules import SolverSchedule
 from fewstep.sampling import sample
 from fewstep.study.reading import read
@@ -93,6 +95,67 @@ def test_more_images_of_the_same_trial_cost_only_the_new_ones():
     assert model.evaluations - before == 32 * 4
     again = Evaluator(MODEL, "teacher", images=32, teacher_calls=10)
     assert (again(schedule, 8), again(schedule, 32)) == (few, both)
+
+
+def controlled(tmp_path, **changes) -> Evaluator:
+    arguments = {"images": 64, "fewest": 48, "fresh": 80, "teacher_calls": 5, "population": 300, "batch_size": 100}
+    return Evaluator(MODEL, "controlled", **arguments | {"cache": str(tmp_path)} | changes)
+
+
+def test_a_controlled_score_is_that_of_samples_teacher_and_population(tmp_path):
+    evaluate = controlled(tmp_path)
+    model, known = evaluate.model, models.judge(MODEL)
+    teacher, table = evaluate.teacher.tableau, named(model).tabulate(model.noise)
+    assert teacher.nfe == 5
+    seen = lambda table, seeds: known.features(sample(model, table, seeds=seeds)).double()  # noqa: E731
+    population = Statistics.of(seen(teacher, CalibrationSeeds(300, 600_000_000)))
+    for seeds, fresh in ((SelectionSeeds(48), False), (ReportSeeds(80), True)):
+        wanted = controlled_frechet(seen(table, seeds), seen(teacher, seeds), population, known.reference)
+        found = evaluate(named(model), len(seeds), fresh)
+        value, error = found if fresh else (found, 1.0)
+        assert value == pytest.approx(wanted, abs=1e-4) and error > 0
+
+
+def test_the_teachers_features_are_made_once_and_shared(tmp_path):
+    events = []
+    evaluate = controlled(tmp_path)
+    evaluate.prepare(events.append)
+    assert {(e.done, e.total) for e in events} >= {(300, 300), (64, 64), (80, 80)}
+    teacher = (300 + 64 + 80) * 5
+    assert evaluate.model.evaluations == teacher + 1  # the probe that guards the cache
+    score = evaluate(named(evaluate.model), 64)
+    assert evaluate.model.evaluations == teacher + 1 + 64 * 4
+    other = controlled(tmp_path)  # as in another worker
+    assert other(named(other.model), 64) == score
+    assert other.model.evaluations <= 1 + 64 * 4
+    assert all(file.stat().st_size < 1.1 * 512 * 64 * 8 for file in tmp_path.iterdir())  # features, no images
+
+
+def test_the_controlled_distance_is_chosen_where_it_was_measured_to_be_better():
+    digits, grid = models.judge("mnist"), models.judge("problem:grid_8x8")
+    for known, calls, fewest, most, wanted in (
+        (digits, 60, 256, 256, "controlled"), (digits, 60, 64, 256, "controlled"), (digits, 60, 128, 128, "frechet"),
+        (digits, 60, 16, 256, "frechet"), (digits, 0, 256, 256, "frechet"), (grid, 60, 256, 256, "matched"),
+        (None, 60, 256, 256, "matched"),
+    ):  # fmt: skip
+        assert searched_objective("auto", known, calls, fewest, most) == wanted
+        assert checked_objective("auto", known, calls) == ("frechet" if known is digits else "matched")
+    for known, calls, fewest, words in (
+        (None, 60, 64, "needs features"),
+        (digits, 0, 64, "a teacher"),
+        (digits, 9, 8, "on 8 images"),
+    ):
+        with pytest.raises(ArgumentError, match=words):
+            searched_objective("controlled", known, calls, fewest, 256)
+    with pytest.raises(ArgumentError, match="population=63"):
+        Evaluator(MODEL, "controlled", images=64, population=63)
+
+
+def test_absurd_images_whose_features_are_not_finite_score_infinite():
+    known = models.judge("problem:grid_8x8")
+    judge = models.Judge("none", lambda images: known.features(images) / 0, known.reference, known.reference_features)
+    evaluate = Evaluator("problem:grid_8x8", "frechet", images=48, judge=judge)
+    assert evaluate(named(evaluate.model), 48) == math.inf
 
 
 def test_a_function_of_the_images_judges():
@@ -176,6 +239,39 @@ def test_another_model_metric_or_seed_set_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(Denoiser, "fingerprint", "another", raising=False)
     with pytest.raises(ArgumentError, match="fingerprint: .* then, 'another' now"):
         searching.resume(path)
+
+
+def test_a_controlled_search_goes_on_only_with_its_teacher(tmp_path):
+    path = tmp_path / "s.sqlite"
+    control = options(objective="controlled", images=(48,), fresh=0, population=100, teacher_calls=4)
+    with searching.start(path, MODEL, **control) as search:
+        rows = search.run()
+    assert len(list((tmp_path / "s.sqlite.cache").iterdir())) == 2  # features of the selection and of the population
+    contents = read(path)
+    again = searching.evaluator_of(contents.record, path)
+    assert (
+        again.score_table(again.tabulate(contents.entries[rows[0]["trial"]].trial.proposal.schedule), 48)
+        == rows[0]["score"]
+    )
+    for change in ({"population": 101}, {"teacher_calls": 5}):
+        record = {**contents.record, "evaluator": contents.record["evaluator"] | change}
+        with pytest.raises(ArgumentError, match="judge digest: .* then, .* now"):
+            searching.evaluator_of(record, path)
+
+
+def test_what_auto_chose_stays_chosen(tmp_path):
+    """A study of an earlier version, where `auto` was another judge, goes on with that one."""
+    path = tmp_path / "s.sqlite"
+    searching.start(path, "mnist", nfes=[3], budget=1, objective="frechet", fresh=0).close()
+    with sqlite3.connect(path) as db:
+        record = json.loads(db.execute("SELECT value FROM study WHERE key = 'record'").fetchone()[0])
+        record["evaluator"]["objective"] = "auto"
+        for name in ("fewest", "population"):
+            del record["evaluator"][name]
+        db.execute("UPDATE study SET value = ? WHERE key = 'record'", (json.dumps(record),))
+    db.close()
+    with searching.resume(path) as search:
+        assert search.evaluator.objective == "frechet"
 
 
 def test_with_statistics_steps_may_take_the_third_basis(tmp_path):

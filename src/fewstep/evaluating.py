@@ -20,13 +20,14 @@ from fewstep.denoiser import Denoiser
 from fewstep.ems import EMS
 from fewstep.errors import ArgumentError, DenoiserError
 from fewstep.features import on_pictures
-from fewstep.judging import Objective, checked_objective, selection_judge, taught
+from fewstep.judging import CONTROLLED, Objective, searched_objective, selection_judge, taught
 from fewstep.metrics.statistics import Estimate
 from fewstep.noise import NoiseSchedule
 from fewstep.progress import Report, silent
 from fewstep.randomness import ReportSeeds, Seeds, SelectionSeeds
 from fewstep.rules import SolverSchedule
 from fewstep.search.cache import Cache
+from fewstep.search.control import CONTROL_CALLS, POPULATION, Control
 from fewstep.search.judges import Judge
 from fewstep.search.objective import BATCH, Scorer
 from fewstep.search.teacher import CALLS, Teacher, reference_schedule
@@ -50,7 +51,10 @@ class _Strict:
     def observe(self, images: Tensor, seeds: Sequence[int]) -> Tensor:
         if not bool(torch.isfinite(images).all()):
             raise NotFinite
-        return self.judge.observe(images, seeds)
+        rows = self.judge.observe(images, seeds)
+        if not bool(torch.isfinite(rows).all()):  # features of absurd images
+            raise NotFinite
+        return rows
 
     def score(self, rows: Tensor) -> float:
         return self.judge.score(rows)
@@ -108,15 +112,19 @@ class Evaluator:
 
     Args:
         model: `mnist`, `problem:NAME`, `diffusers:PATH_OR_ID?prompts=FILE` or `python:MODULE:FACTORY`.
-        objective: `frechet`, `teacher`, `auto` (`frechet` where features are known) or `python:MODULE:FUNCTION`, a
-            function `images [B, *shape] -> [B]`, lower is better.
-        images: the most that a selection asks for.
+        objective: what selects, lower is better: `controlled` (Fréchet distance to the data, a teacher's samples of the
+            same noise as control variates), `frechet` (the plain one), `matched` (distance as a set to the
+            teacher's samples of the same noise), `teacher` (RMS distance to these, one by one), or
+            `python:MODULE:FUNCTION`, a function `images [B, *shape] -> [B]`. `auto` is controlled where features of the
+            data are known and there are four images for each, frechet where there are fewer, else matched.
+        images, fewest: the most and the fewest that a selection asks for; by default always as many.
         fresh: the most that a scoring on fresh seeds asks for.
         guidance: classifier-free guidance weight; 1 is none.
         batch_size: images at a time.
-        teacher_calls: of the reference sampler.
+        teacher_calls: of the reference sampler; by default 60, and 10 for `controlled`, whose teacher may be rough.
+        population: samples of the teacher that `controlled` knows it by.
         offset: of the seeds: another offset, another set.
-        cache: folder of the teacher's end points.
+        cache: folder of the teacher's end points or features.
         statistics: file of the network's statistics (`EMS.save`), for steps in DPM-Solver-v3's basis.
         network, judge: the network that the name stands for, and its features and their reference, where they are not
             what the name alone gives; such an evaluator serves one process.
@@ -128,10 +136,12 @@ class Evaluator:
         objective: str = "auto",
         *,
         images: int,
+        fewest: int | None = None,
         fresh: int = 0,
         guidance: float | None = None,
         batch_size: int = BATCH,
-        teacher_calls: int = CALLS,
+        teacher_calls: int | None = None,
+        population: int = POPULATION,
         offset: int = 0,
         cache: str | None = None,
         statistics: str | None = None,
@@ -141,19 +151,32 @@ class Evaluator:
         self.model, self.name = network or models.load(model, guidance=guidance), model
         known = judge or inputs.judge_of(self.model)
         function = function_of(objective) if objective.startswith("python:") else objective
-        chosen = checked_objective(function, known, teacher_calls)
+        usual = CALLS if teacher_calls is None else teacher_calls
+        chosen = searched_objective(function, known, usual, images if fewest is None else fewest, images)
         self.objective: Objective = on_pictures(self.model, chosen) if callable(chosen) else chosen
         known_statistics = None if statistics is None else EMS.load(statistics, self.model)
         self.tabulate = Tabulator(self.model.noise, model, guidance, known_statistics)
         self.selection, self.report = SelectionSeeds(images, offset), ReportSeeds(max(images, fresh), offset)
         self._batch, self.condition = batch_size, inputs.condition_of(self.model, None)
-        self.teacher = self._teacher(teacher_calls, cache) if taught(self.objective) else None
+        self.teacher = self.control = None
+        if taught(self.objective):
+            controlled = self.objective == CONTROLLED
+            calls = CONTROL_CALLS if controlled and teacher_calls is None else usual
+            self.teacher = self._teacher(calls, cache)
+            if controlled and known is not None:
+                if population < images:
+                    raise ArgumentError(f"population={population}: give more than select ({images})")
+                self.control = Control(self.teacher, known.features, population, Cache(cache), batch_size)
         # Ranges: whether a seed is known is asked for every image.
         self._judges = {
-            fresh: _Strict(selection_judge(self.objective, known, self.teacher, range(seeds[0], seeds[0] + len(seeds))))
-            for fresh, seeds in ((False, self.selection), (True, self.report))
+            of: _Strict(
+                selection_judge(
+                    self.objective, known, self.teacher, range(seeds[0], seeds[0] + len(seeds)), self.control
+                )
+            )
+            for of, seeds in ((False, self.selection), (True, self.report))
         }
-        self._asked = objective
+        self._asked, self._rescored = objective, fresh > 0
         self._scorers: OrderedDict[tuple[str, bool], Scorer] = OrderedDict()
 
     def _teacher(self, calls: int, cache: str | None) -> Teacher:
@@ -183,9 +206,14 @@ class Evaluator:
         )
 
     def prepare(self, progress: Report = silent) -> None:
-        """Make what all workers share: the teacher's end points of the selection, in the cache."""
-        if self.teacher is not None:
-            self.teacher(self.selection, progress)
+        """Make what all workers share, in the cache: the teacher's end points, or its features with their moments."""
+        if self.control is not None:
+            self.control(self.control.seeds, progress)
+        known = self.control or self.teacher
+        if known is not None:
+            known(self.selection, progress)
+            if self._rescored:
+                known(self.report, progress)
 
     def __call__(
         self, schedule: SolverSchedule | Mapping[str, Any], images: int, fresh: bool = False

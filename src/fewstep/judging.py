@@ -9,10 +9,13 @@ from torch import Tensor
 from fewstep.errors import ArgumentError
 from fewstep.inputs import Data
 from fewstep.models import Judge as ModelJudge
+from fewstep.search.control import AMPLE, LEAST, Control, ControlledJudge
 from fewstep.search.judges import FrechetJudge, ImageJudge, Judge, MatchedJudge, PairedJudge, SlicedJudge
 from fewstep.search.teacher import Teacher
 
 OBJECTIVES = ("auto", "matched", "frechet", "teacher")
+CONTROLLED = "controlled"
+"""Of searches over whole schedules only: its teacher's population costs too much for a single solver's times."""
 Objective = str | Callable[[Tensor], Tensor]
 
 
@@ -51,19 +54,62 @@ def checked_objective(
     return objective
 
 
+def searched_objective(
+    objective: Objective, known: ModelJudge | None, teacher_calls: int, fewest: int, most: int
+) -> Objective:
+    """The same for a search over whole schedules, which has `controlled` too.
+
+    There `auto` is `controlled` where a feature network is known and each selection ends on four images for a feature:
+    hundreds of samplers are too many for what plain distances of so few images can tell. Else it is as above.
+
+    Args:
+        objective, known, teacher_calls: as above.
+        fewest, most: images of an evaluation.
+
+    Errors: `ArgumentError` as above, and for `controlled` without features, teacher or images enough.
+    """
+    if objective not in ("auto", CONTROLLED):
+        return checked_objective(objective, known, teacher_calls)
+    if objective == "auto":
+        fits = known is not None and known.nll is None and most >= AMPLE * known.reference.d
+        return (
+            CONTROLLED
+            if fits and fewest >= LEAST and teacher_calls
+            else checked_objective("auto", known, teacher_calls)
+        )
+    if known is None or not teacher_calls:
+        raise ArgumentError(
+            "objective='controlled' needs features, statistics of the data, and a teacher: give judge=, leave "
+            "teacher_calls out, or use objective='matched'"
+        )
+    if fewest < LEAST:
+        raise ArgumentError(
+            f"objective='controlled' on {fewest} images: it needs {LEAST}, and several for each feature"
+        )
+    return CONTROLLED
+
+
 def taught(objective: Objective) -> bool:
     """Whether a resolved objective needs the teacher on every seed."""
-    return objective in ("matched", "teacher")
+    return objective in ("matched", "teacher", CONTROLLED)
 
 
 def selection_judge(
-    objective: Objective, known: ModelJudge | None, teacher: Teacher | None, seeds: Sequence[int]
+    objective: Objective,
+    known: ModelJudge | None,
+    teacher: Teacher | None,
+    seeds: Sequence[int],
+    control: Control | None = None,
 ) -> Judge:
-    """The judge that a resolved objective names; `seeds` are those that the teacher will know."""
+    """The judge that a resolved objective names; `seeds` are those that the teacher will know, `control` is that of
+    `controlled`.
+    """
     if callable(objective):
         return ImageJudge(objective)
     if objective == "frechet" and known is not None:
         return _frechet(known)
+    if control is not None and known is not None:
+        return ControlledJudge(control, known.reference, known.name)
     assert teacher is not None  # see `checked_objective`
     if objective == "teacher":
         return PairedJudge(teacher, seeds)

@@ -9,6 +9,7 @@ same with one component at a time set back, and pictures. What was measured once
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -120,6 +121,7 @@ class _Told:
             self.record["model"], self.record["proposer"], judge, self.evaluator.model.noise, points,
             len(self._trials), tau if found else None, [(f.component, f.drop, f.spread) for f in found],
             self._stages(), networks.classes_of(self.evaluator.model), self._facts(),
+            f"fewstep search front {shlex.quote(str(self.path))} --save schedules",
         )  # fmt: skip
 
     @cached_property
@@ -142,6 +144,7 @@ class _Told:
             "" if constant is None else constant.proposal.origin,
             None if constant is None else constant.scores.get(row["images"]),
             gained.get("after"), gained.get("before"), self.images, gained.get("gain"), worth, self._curve(nfe),
+            sum(t.nfe == nfe and t.proposal.stage == 0 for t in self._trials),
             {role: self._samples(s) for role, s in (known | {"after": found}).items()},
         )  # fmt: skip
 
@@ -190,7 +193,7 @@ class _Told:
             return []
         word = lambda v: f"{v:.3g}" if isinstance(v, float) else "-" if v is None else str(v)  # noqa: E731
         rows = [[str(one.trials), *(word(one.report.get(name)) for name in names)] for one in self.contents.learned]
-        return [["after trials", *names], *rows]
+        return [["after trials", *(name.replace("_", " ") for name in names)], *rows]
 
     def _facts(self) -> dict[str, str]:
         identity = self.record["identity"]

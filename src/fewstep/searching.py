@@ -25,8 +25,8 @@ from fewstep.models import Judge
 from fewstep.noise import from_dict
 from fewstep.progress import Report, silent
 from fewstep.proposals import Proposer
+from fewstep.search.control import POPULATION
 from fewstep.search.objective import BATCH
-from fewstep.search.teacher import CALLS
 from fewstep.study.pools import Pool, SerialPool
 from fewstep.study.processes import ProcessPool
 from fewstep.study.ray_pool import RayPool
@@ -140,7 +140,8 @@ def start(
     ask: int = 1,
     guidance: float | None = None,
     batch_size: int = BATCH,
-    teacher_calls: int = CALLS,
+    teacher_calls: int | None = None,
+    population: int = POPULATION,
     offset: int = 0,
     given: Tableau | None = None,
     statistics: str | Path | None = None,
@@ -161,7 +162,7 @@ def start(
         fresh: images on which the winners are scored again, on seeds that never selected; by default four times as
             many as select; 0 for none. `winners`: of each number of calls.
         seed: of the proposals. ask: proposals at once, with one worker.
-        guidance, batch_size, teacher_calls, offset: see `Evaluator`.
+        guidance, batch_size, teacher_calls, population, offset: see `Evaluator`.
         given: a table to start from (say, a traced scheduler): its decisions, or where it has none its times with some
             solvers, are tried first.
         statistics: file of the network's statistics (`EMS.save`): steps may then take DPM-Solver-v3's basis too.
@@ -179,8 +180,9 @@ def start(
     again = 4 * max(counts, default=1) if fresh is None else fresh
     _check(nfes, budget, counts, again, winners, ask)
     arguments = {
-        "model": model, "objective": objective, "images": counts[-1], "fresh": again, "guidance": guidance,
-        "batch_size": batch_size, "teacher_calls": teacher_calls, "offset": offset,
+        "model": model, "objective": objective, "images": counts[-1], "fewest": counts[0], "fresh": again,
+        "guidance": guidance, "batch_size": batch_size, "teacher_calls": teacher_calls, "population": population,
+        "offset": offset,
     }  # fmt: skip
     if statistics is not None:
         arguments["statistics"] = str(Path(statistics).absolute())
@@ -196,7 +198,7 @@ def start(
         record["first"] = first_of(given, evaluator.model.noise, record["nfes"])
     # Made once for nothing, so that a wrong name or option is told before there is a file.
     _proposer(proposer, noise=evaluator.model.noise, nfes=tuple(record["nfes"]), seed=seed, **record["options"])
-    return Search(Store.create(path, record), evaluator, _with_cache(arguments, path))
+    return Search(Store.create(path, record), evaluator, _arguments_of(record, path))
 
 
 def resume(
@@ -216,7 +218,7 @@ def resume(
         if budget is not None and budget != store.contents.values.get("budget", record["budget"]):
             _check(record["nfes"], budget, record["counts"], record["fresh"], record["winners"], record["ask"])
             store.set("budget", budget)
-        return Search(store, evaluator, _with_cache(record["evaluator"], path))
+        return Search(store, evaluator, _arguments_of(record, path))
     except BaseException:
         store.close()
         raise
@@ -230,7 +232,7 @@ def evaluator_of(
     Raises:
         ArgumentError: they are others now; says the difference.
     """
-    evaluator = Evaluator(**_with_cache(record["evaluator"], path), network=network, judge=judge)
+    evaluator = Evaluator(**_arguments_of(record, path), network=network, judge=judge)
     now = evaluator.identity
     wrong = [f"{key}: {old!r} then, {now.get(key)!r} now" for key, old in record["identity"].items()
              if now.get(key) != old]  # fmt: skip
@@ -273,6 +275,11 @@ def _check(
         raise ArgumentError(f"images={list(counts)}: give rising numbers from 2, as in 64,256")
     if fresh and fresh < counts[-1]:
         raise ArgumentError(f"fresh={fresh}: give 0, or at least as many images as select ({counts[-1]})")
+
+
+def _arguments_of(record: Mapping[str, Any], path: str | Path) -> dict[str, Any]:
+    """Those of a study's evaluator; what `auto` chose then is chosen still."""
+    return _with_cache({**record["evaluator"], "objective": record["objective"]}, path)
 
 
 def _with_cache(arguments: Mapping[str, Any], path: str | Path) -> dict[str, Any]:

@@ -78,7 +78,10 @@ def start(
     objective: Annotated[
         str,
         typer.Option(
-            help="frechet, matched, teacher, auto, or python:MODULE:FUNCTION (images -> [B], lower is better)."
+            help="What selects: controlled (distance to the data, a teacher's samples of the same noise as control "
+            "variates), frechet (the plain one), matched (to the teacher's samples, as sets), teacher (one by one), "
+            "python:MODULE:FUNCTION (images -> [B], lower is better); auto: controlled where features are known and "
+            "there are four images for each, frechet where there are fewer, else matched."
         ),
     ] = "auto",
     images: Annotated[
@@ -102,6 +105,7 @@ def start(
         typer.Option(metavar="FILE", help="Of the network (EMS.save): steps may take DPM-Solver-v3's basis too."),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images given to the network at once.")] = 64,
+    population: Annotated[int, typer.Option(min=2, help="Samples that controlled knows its teacher by.")] = 10_000,
     workers: Count = 1,
     pool: PoolName = "auto",
     threads: Threads = None,
@@ -124,7 +128,7 @@ def start(
     opened = searching.start(
         out, model, nfes=ranges(nfe, "--nfe"), budget=budget, proposer=proposer, options=options_of(option),
         objective=objective, images=whole_numbers(images, "--images") or (256,), fresh=fresh, seed=seed,
-        guidance=guidance, batch_size=batch_size, offset=offset,
+        guidance=guidance, batch_size=batch_size, population=population, offset=offset,
         given=None if source is None else load_table(source), statistics=statistics,
     )  # fmt: skip
     _run(opened, workers_of(workers, pool, threads, timeout, ray, gpus), out, quiet, as_json)
@@ -243,7 +247,7 @@ def _status_text(told: dict[str, Any]) -> str:
     if told["learned"]:
         last = told["learned"][-1]
         words = ", ".join(f"{key} {_number(value)}" for key, value in last.items())
-        lines.append(f"learned {len(told['learned'])} times, last: {words}")
+        lines.append(f"learned {len(told['learned'])} times, last: {words}".replace(" 1 times, last", " once"))
     return "\n".join([*lines, "", _front_text(told["front"])])
 
 

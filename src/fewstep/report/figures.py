@@ -139,6 +139,7 @@ def quality_figure(series: Sequence[Series], *, judge: str, xlabel: str = "netwo
         axis = figure.subplots()
         ends: list[tuple[float, str, str]] = []
         spare = iter(SERIES * (1 + len(series) // len(SERIES)))
+        barred = [s.label for s in series if any(s.error)]
         for s in sorted(series, key=lambda s: s.role == "after"):  # the found schedule is drawn last, on top
             colour = COLOUR_OF.get(s.role) or next(spare)
             if s.role == "teacher":
@@ -146,8 +147,10 @@ def quality_figure(series: Sequence[Series], *, judge: str, xlabel: str = "netwo
             else:
                 errors = [e or 0.0 for e in s.error] if any(s.error) else None
                 width = 2.2 if s.role == "after" else 1.3
+                # Side by side, so that bars of equal length do not cover each other.
+                aside = 0.05 * (barred.index(s.label) - (len(barred) - 1) / 2) if s.label in barred else 0.0
                 axis.errorbar(
-                    s.x,
+                    [x + aside for x in s.x],
                     s.value,
                     errors,
                     color=colour,

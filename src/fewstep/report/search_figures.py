@@ -10,7 +10,7 @@ import numpy as np
 
 from fewstep.errors import ArgumentError
 from fewstep.report.figures import LAM_LABEL
-from fewstep.report.style import AFTER, INK, SERIES, SOFT, WIDE, new_figure, style
+from fewstep.report.style import AFTER, FAINT, INK, SERIES, SOFT, WIDE, new_figure, style
 from fewstep.steps import Step
 
 if TYPE_CHECKING:
@@ -28,7 +28,8 @@ BEYOND = 1.0
 def strategies_figure(entries: Sequence[tuple[str, SolverSchedule]], noise: NoiseSchedule) -> Figure:
     """Each schedule on a line: a mark where a step ends; colour: basis, number: order, ring: corrector.
 
-    Below a mark stand the points of a low-order first derivative and a scaling other than none.
+    Below a mark stand the points of a low-order first derivative and a scaling other than none. A label's second line
+    is set smaller.
     """
     if not entries:
         raise ArgumentError("entries is empty; give at least one (label, schedule)")
@@ -51,7 +52,10 @@ def strategies_figure(entries: Sequence[tuple[str, SolverSchedule]], noise: Nois
             if basis in used:
                 axis.plot([], [], "o", color=BASIS_COLOURS[basis], label=f"{basis} basis")
         axis.plot([], [], "o", color="white", markeredgecolor=INK, markeredgewidth=1.6, label="corrector")
-        axis.set_yticks(range(len(entries)), [label for label, _ in entries])
+        axis.set_yticks(range(len(entries)), [label.partition("\n")[0] for label, _ in entries])
+        for row, (label, _) in enumerate(entries):
+            axis.annotate(label.partition("\n")[2], (0, row), xycoords=("axes fraction", "data"), xytext=(-4, -9),
+                          textcoords="offset points", ha="right", va="center", fontsize=6.5, color=SOFT)  # fmt: skip
         axis.set_ylim(len(entries) - 0.4, -0.7)
         axis.set_xlabel(LAM_LABEL)
         axis.spines["left"].set_visible(False)
@@ -74,7 +78,7 @@ def _mark(axis: Axes, x: float, row: int, move: object) -> str:
     if move.active is not None and move.order > 2 and len(move.active[0]) < move.order - 1:
         words.append(f"F' of {len(move.active[0])}")
     if move.scaling not in ("none", 0.0):
-        words.append(f"{move.scaling:+.2g}" if isinstance(move.scaling, float) else str(move.scaling))
+        words.append(f"r {round(move.scaling, 2) + 0.0:+.2g}" if isinstance(move.scaling, float) else str(move.scaling))
     if words:
         axis.annotate("\n".join(words), (x, row), xytext=(0, -9), textcoords="offset points", ha="center", va="top",
                       fontsize=6.5, color=SOFT)  # fmt: skip
@@ -89,28 +93,39 @@ def _places(
     return [np.clip(p, finite.min() - BEYOND, finite.max() + BEYOND) for p in found]
 
 
-def curves_figure(curves: Mapping[int, Sequence[tuple[int, float]]], *, judge: str) -> Figure:
-    """The best score so far after each evaluation `(evaluations, score)`, a panel for each number of calls."""
+def curves_figure(
+    curves: Mapping[int, Sequence[tuple[int, float]]], *, judge: str, published: Mapping[int, int] | None = None
+) -> Figure:
+    """The best score so far after each evaluation `(evaluations, score)`, a panel for each number of calls.
+
+    `published[nfe]`: so many of the first schedules are those of published solvers; they are shaded.
+    """
     if not curves:
         raise ArgumentError("curves is empty; give at least one")
     wide = min(4, len(curves))
     rows = math.ceil(len(curves) / wide)
     with style():
-        figure = new_figure(WIDE, 0.5 + 2.0 * rows)
+        figure = new_figure(WIDE, 0.8 + 2.0 * rows)
         panels = figure.subplots(rows, wide, squeeze=False)
         for axis in panels.flat[len(curves) :]:
             axis.set_visible(False)
         for axis, (nfe, curve) in zip(panels.flat, curves.items(), strict=False):
             x, y = zip(*curve, strict=True)
             axis.step(x, y, where="post", color=AFTER, linewidth=1.6)
-            axis.set_title(f"{nfe} calls")
+            first = (published or {}).get(nfe, 0)
+            if first:
+                axis.axvspan(0, first, color=FAINT, zorder=-1, linewidth=0)
+                axis.annotate("published solvers", (first, 1), xycoords=("data", "axes fraction"), xytext=(-3, -3),
+                              textcoords="offset points", ha="right", va="top", fontsize=7, color=SOFT)  # fmt: skip
+            axis.set_xlim(0, 1.02 * x[-1])
+            axis.set_title(f"{nfe} calls", fontsize=9)
             axis.grid(axis="y")
             if 0 < 4 * min(y) < max(y):
                 axis.set_yscale("log")
                 axis.yaxis.set_major_formatter(lambda v, _: f"{v:.3g}")
                 axis.yaxis.set_minor_formatter(lambda v, _: f"{v:.2g}" if f"{v:e}"[0] in "25" else "")
         figure.supxlabel("evaluated schedules of this number of calls", fontsize=9, color=SOFT)
-        figure.supylabel(judge, fontsize=8, color=SOFT)
+        figure.suptitle(f"{judge}, lower is better", fontsize=9, color=SOFT, x=0.01, ha="left")
     return figure
 
 

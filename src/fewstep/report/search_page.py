@@ -34,7 +34,8 @@ class Point:
         gain: constant less found on these seeds, with its standard error.
         worth: component -> how much worse the found schedule is with the constant one's, and the error; None where
             both agree.
-        curve: best score so far after so many evaluations of this number of calls.
+        curve: best score so far after so many evaluations of this number of calls; the first `published` of them are
+            schedules of published solvers.
         samples: images or points of both, the same seeds in the same places.
     """
 
@@ -54,6 +55,7 @@ class Point:
         default_factory=dict[str, tuple[float, float | None] | None]
     )
     curve: Sequence[tuple[int, float]] = ()
+    published: int = 0
     samples: Mapping[str, Tensor] = field(default_factory=dict[str, "Tensor"])
 
 
@@ -62,7 +64,8 @@ class SearchPage:
     """All that the page shows; empty parts are left out.
 
     `importance` is `(component, drop of Kendall's tau, spread)` of the surrogate, `tau` its held-out rank correlation.
-    `stages` is a table of what was learned, header first; `facts` is provenance.
+    `stages` is a table of what was learned, header first; `facts` is provenance; `save` the command that writes the
+    schedules.
     """
 
     model: str
@@ -76,6 +79,7 @@ class SearchPage:
     stages: Sequence[Sequence[str]] = ()
     classes: int | None = None
     facts: Mapping[str, str] = field(default_factory=dict[str, str])
+    save: str = ""
 
     @property
     def title(self) -> str:
@@ -92,7 +96,7 @@ def write(page: SearchPage, path: str | Path) -> Path:
 
 def html(page: SearchPage) -> str:
     """The page as one HTML document."""
-    parts = (_head, _front, _schedules, _samples, _curves, _worth, _surrogate, _facts)
+    parts = (_head, _front, _schedules, _samples, _curves, _worth, _surrogate, _use, _facts)
     return document(page.title, [part(page) for part in parts])
 
 
@@ -136,7 +140,8 @@ def _front(page: SearchPage) -> str:
     note = (
         f"<p>Selected by: on the seeds that selected ({_counts(n for n, _ in counts)} images), and so too good. Fresh: "
         f"on {_counts(n for _, n in counts)} images of seeds that selected nothing. Gain: the difference of the two on "
-        "the same fresh seeds, whose error is smaller than theirs.</p>"
+        "the same fresh seeds, whose error is smaller than theirs. Guided: proposed by the surrogate; bred: a child of "
+        "these trials.</p>"
     )
     chart = drawing(figures.quality_figure(lines, judge=page.judge)) if lines and len(page.points) > 1 else ""
     return section("The front: quality against network calls", note, chart, grid_of(header, rows))
@@ -146,11 +151,12 @@ def _schedules(page: SearchPage) -> str:
     entries: list[tuple[str, SolverSchedule]] = []
     for p in page.points:
         if p.constant is not None:
-            entries.append((f"{p.nfe} calls, constant", p.constant))
-        entries.append((f"{p.nfe} calls, found", p.found))
+            entries.append((f"{p.nfe} calls, best constant\n{p.constant_origin}", p.constant))
+        if p.found != p.constant:
+            entries.append((f"{p.nfe} calls, found\n{p.origin}", p.found))
     note = (
         "<p>A mark stands where a step ends; its colour is what is expanded, its number the Taylor order, a dark ring "
-        "a corrector. Small print: a first derivative from fewer points, and its scaling.</p>"
+        "a corrector. Small print: a first derivative from fewer points, and its scaling (bh1, bh2; r: by 1 + r h).</p>"
     )
     return section("Which strategy where", note, drawing(search_figures.strategies_figure(entries, page.noise)))
 
@@ -178,8 +184,13 @@ def _curves(page: SearchPage) -> str:
     curves = {p.nfe: p.curve for p in page.points if p.curve}
     if not curves:
         return ""
-    note = "<p>On the seeds that select; the first schedules are those of published solvers.</p>"
-    return section("Best so far", note, drawing(search_figures.curves_figure(curves, judge=page.judge)))
+    note = (
+        "<p>On the seeds that select; shaded: the schedules of published solvers, with which every search begins.</p>"
+    )
+    published = {p.nfe: p.published for p in page.points}
+    return section(
+        "Best so far", note, drawing(search_figures.curves_figure(curves, judge=page.judge, published=published))
+    )
 
 
 def _worth(page: SearchPage) -> str:
@@ -187,11 +198,12 @@ def _worth(page: SearchPage) -> str:
     if not told:
         return ""
     names = list(dict.fromkeys(name for p in told for name in p.worth))
-    rows = [(str(p.nfe), *(_told(worth) if (worth := p.worth.get(n)) else "same" for n in names)) for p in told]
+    rows = [(str(p.nfe), *(_marked(worth) if (worth := p.worth.get(n)) else "same" for n in names)) for p in told]
     note = (
         "<p>One component at a time is set back to the best constant strategy's, and the schedule truly evaluated "
         "again on fresh seeds: how much worse it then is, with the standard error of the difference. Components work "
-        "together, so the parts do not add up to the whole.</p>"
+        "together, so the parts do not add up to the whole. Same: both agree there. \N{HEAVY ASTERISK}: beyond two "
+        "standard errors.</p>"
     )
     return section("What each component is worth", note, grid_of(("calls", *names), rows))
 
@@ -207,8 +219,14 @@ def _surrogate(page: SearchPage) -> str:
         parts.append(drawing(search_figures.worth_figure(page.importance, label=label)))
     if len(page.stages) > 1:
         table = grid_of(page.stages[0], page.stages[1:])
-        parts.append(f"<details><summary>What was learned, {len(page.stages) - 1} times</summary>{table}</details>")
+        times = "once" if len(page.stages) == 2 else f"{len(page.stages) - 1} times"
+        parts.append(f"<details><summary>What was learned, {times}</summary>{table}</details>")
     return section("What the surrogate ranks by", *parts) if parts else ""
+
+
+def _use(page: SearchPage) -> str:
+    note = "<p>Writes each schedule found as nfe-N.json, which sample, compare, show and export take:</p>"
+    return section("Use it", note, f"<pre>{escape(page.save, quote=False)}</pre>") if page.save else ""
 
 
 def _facts(page: SearchPage) -> str:
@@ -224,6 +242,12 @@ def _told(value: tuple[float, float | None] | None) -> str:
     if value is None:
         return "-"
     return with_error(*value) if math.isfinite(value[0]) else "not finite"
+
+
+def _marked(worth: tuple[float, float | None]) -> str:
+    """With a star beyond two standard errors."""
+    sure = worth[1] is not None and abs(worth[0]) > 2 * worth[1]
+    return _told(worth) + (" \N{HEAVY ASTERISK}" if sure else "")
 
 
 def _counts(values: Iterable[int]) -> str:

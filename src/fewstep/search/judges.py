@@ -64,8 +64,7 @@ class FrechetJudge:
 
     def observe(self, images: Tensor, seeds: Sequence[int]) -> Tensor:
         """Features."""
-        with torch.no_grad():
-            return self.features(images).detach().double().cpu()
+        return seen_by(self.features, images)
 
     def score(self, rows: Tensor) -> float:
         """The distance."""
@@ -125,18 +124,17 @@ class MatchedJudge:
         kind = "sliced Wasserstein" if features is None else "Fréchet"
         self.name = f"{kind} distance to the teacher's end points of the same seeds"
         self._project = projection(math.prod(teacher.denoiser.shape)) if features is None else None
+        self._held: dict[int, Tensor] = {}
 
     @property
     def digest(self) -> str | None:
         """Of the teacher's table and the seeds, and of what the features make of a fixed image."""
-        shape = self.teacher.denoiser.shape
-        probe = self._seen(torch.linspace(-1, 1, math.prod(shape), device="cpu").reshape(1, *shape))
+        probe = self._seen(fixed_image(self.teacher.denoiser.shape))
         return digest("matched", self.teacher.tableau.digest, list(self.known), probe)
 
     def _seen(self, images: Tensor) -> Tensor:
         if self.features is not None:
-            with torch.no_grad():
-                return self.features(images).detach().double().cpu()
+            return seen_by(self.features, images)
         flat = images.flatten(1).double().cpu()
         return flat if self._project is None else flat @ self._project
 
@@ -148,9 +146,16 @@ class MatchedJudge:
         rows = torch.full((len(own), 2 * own.shape[1]), math.nan, dtype=torch.float64, device="cpu")
         mine = [k for k, seed in enumerate(seeds) if seed in self.known]
         if mine:
-            taught = self.teacher([seeds[k] for k in mine]).to(images.device, images.dtype)
-            rows[mine] = torch.cat([own[mine], self._seen(taught)], dim=1)
+            rows[mine] = torch.cat([own[mine], self._taught([seeds[k] for k in mine], images)], dim=1)
         return rows
+
+    def _taught(self, seeds: Sequence[int], like: Tensor) -> Tensor:
+        """What is seen of the teacher's, which is looked at once."""
+        new = [seed for seed in seeds if seed not in self._held]
+        if new:
+            seen = self._seen(self.teacher(new).to(like.device, like.dtype))
+            self._held.update(zip(new, seen.unbind(0), strict=True))
+        return torch.stack([self._held[seed] for seed in seeds])
 
     def score(self, rows: Tensor) -> float:
         """The distance."""
@@ -161,7 +166,7 @@ class MatchedJudge:
 
     def figure(self, rows: Tensor) -> Estimate:
         """The distance, its error by leaving out one of sixteen groups at a time."""
-        return _without_groups(self.score, rows)
+        return without_groups(self.score, rows)
 
 
 class SlicedJudge:
@@ -189,7 +194,7 @@ class SlicedJudge:
 
     def figure(self, rows: Tensor) -> Estimate:
         """The distance, its error by leaving out one of sixteen groups at a time."""
-        return _without_groups(self.score, rows)
+        return without_groups(self.score, rows)
 
 
 class ImageJudge:
@@ -222,7 +227,18 @@ class ImageJudge:
         return mean_with_error(rows)
 
 
-def _without_groups(score: Callable[[Tensor], float], rows: Tensor) -> Estimate:
+def seen_by(features: Features, images: Tensor) -> Tensor:
+    """The features of images, float64 on the CPU."""
+    with torch.no_grad():
+        return features(images).detach().double().cpu()
+
+
+def fixed_image(shape: Sequence[int]) -> Tensor:
+    """`[1, *shape]`: what features make of it tells them apart."""
+    return torch.linspace(-1, 1, math.prod(shape), device="cpu").reshape(1, *shape)
+
+
+def without_groups(score: Callable[[Tensor], float], rows: Tensor) -> Estimate:
     """A score with its jackknife error over groups of rows."""
     group = torch.arange(len(rows), device="cpu") % GROUPS
     parts = torch.tensor([score(rows[group != k]) for k in range(GROUPS)], dtype=torch.float64, device="cpu")

@@ -88,7 +88,7 @@ class Teacher:
         kept = cache if isinstance(cache, Cache) else Cache(cache)
         guard = self.probe = probe or Probe(denoiser, condition(range(1)))
         self.dtype = torch.promote_types(denoiser.dtype, torch.float32)
-        self._rows = SeedRows(kept, self._name, self._run, guard, chunk=CHUNK, batch=batch_size)
+        self._rows = SeedRows(kept, self._name, self.run, guard, chunk=CHUNK, batch=batch_size)
         identity = {
             "network": denoiser.fingerprint,
             "table": tableau.digest,
@@ -212,7 +212,8 @@ class Teacher:
     def _token(self, seeds: Sequence[int]) -> str:
         return digest(list(seeds), self.condition(seeds), self.start_digest(seeds))
 
-    def _run(self, seeds: list[int]) -> Tensor:
+    def run(self, seeds: Sequence[int]) -> Tensor:
+        """End points `[len(seeds), *shape]` on the CPU, made anew and not kept."""
         with meter.making(self.denoiser):
             images = sample(
                 self.denoiser, self.tableau, seeds=seeds, init=None if self.init is None else self.init(seeds),
