@@ -45,7 +45,7 @@ def test_all_parts_take_their_turn(run: tuple[Found, Path, list[str]]) -> None:
     assert {c["method"] for c in found.candidates} == ALL
     assert all(stage["calls"] <= stage["planned"] for stage in found.stages)
     assert len({c["solver"] for c in found.candidates if c["method"] == "hand"}) > 2
-    assert found.selected_by.startswith("Fréchet distance to the teacher's end points of the same seeds")
+    assert found.selected_by.startswith("faithful, Fréchet distance to the teacher's end points")
 
 
 def test_the_result_is_no_worse_than_any_part(run: tuple[Found, Path, list[str]]) -> None:

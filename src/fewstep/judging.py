@@ -13,18 +13,19 @@ from fewstep.search.control import AMPLE, LEAST, Control, ControlledJudge
 from fewstep.search.judges import FrechetJudge, ImageJudge, Judge, MatchedJudge, PairedJudge, SlicedJudge
 from fewstep.search.teacher import Teacher
 
-OBJECTIVES = ("auto", "matched", "frechet", "teacher")
+OBJECTIVES = ("auto", "faithful", "matched", "frechet", "teacher")
 CONTROLLED = "controlled"
 """Of searches over whole schedules only: its teacher's population costs too much for a single solver's times."""
 Objective = str | Callable[[Tensor], Tensor]
 
 
 def checked_objective(
-    objective: Objective, known: ModelJudge | None, teacher_calls: int = 1, *, matched: bool = False
+    objective: Objective, known: ModelJudge | None, teacher_calls: int = 1, *, faithful: bool = False
 ) -> Objective:
     """The objective with `auto` resolved: `frechet` where a feature network is known, else `matched`.
 
-    With `matched` that is preferred, where there is a teacher: it needs far fewer images (docs/ays-results.md).
+    With `faithful` that is preferred, where there are features and a teacher: samplers whose weights are learned must
+    not be judged by features alone.
 
     Errors: `ArgumentError` for another word, `frechet` without a judge, or `matched` or `teacher` without a teacher.
     """
@@ -40,16 +41,16 @@ def checked_objective(
         )
     if objective == "auto":
         # The features of an analytic problem are its samples themselves: two moments say little about a mixture.
-        taught = teacher_calls and (matched or (known is not None and known.nll is not None))
-        objective = "frechet" if known is not None and not taught else "matched"
-    if objective in ("matched", "teacher") and not teacher_calls:
+        able = known is not None and (known.nll is None or not teacher_calls)
+        objective = "matched" if not able else "faithful" if faithful and teacher_calls else "frechet"
+    if objective in ("faithful", "matched", "teacher") and not teacher_calls:
         raise ArgumentError(
             "nothing judges without a teacher (teacher_calls=0): give judge=, or a function objective=, or leave "
             "teacher_calls out"
         )
-    if objective == "frechet" and known is None:
+    if objective in ("frechet", "faithful") and known is None:
         raise ArgumentError(
-            "objective='frechet' needs a judge of this network's samples: give judge=, or objective='teacher'"
+            f"objective={objective!r} needs a judge of this network's samples: give judge=, or objective='teacher'"
         )
     return objective
 
@@ -91,7 +92,7 @@ def searched_objective(
 
 def taught(objective: Objective) -> bool:
     """Whether a resolved objective needs the teacher on every seed."""
-    return objective in ("matched", "teacher", CONTROLLED)
+    return objective in ("faithful", "matched", "teacher", CONTROLLED)
 
 
 def selection_judge(
@@ -113,7 +114,8 @@ def selection_judge(
     assert teacher is not None  # see `checked_objective`
     if objective == "teacher":
         return PairedJudge(teacher, seeds)
-    return MatchedJudge(teacher, seeds, known.features if known is not None and known.nll is None else None)
+    features = known.features if known is not None and known.nll is None else None
+    return MatchedJudge(teacher, seeds, features, faithful=objective == "faithful")
 
 
 def report_judges(
@@ -142,7 +144,9 @@ def report_judges(
     if teacher is None or not paired:
         return judges
     first: list[Judge] = (
-        [MatchedJudge(teacher, paired, selected.features)] if isinstance(selected, MatchedJudge) else []
+        [MatchedJudge(teacher, paired, selected.features, faithful=selected.faithful)]
+        if isinstance(selected, MatchedJudge)
+        else []
     )
     return [*first, *judges, PairedJudge(teacher, paired)]
 

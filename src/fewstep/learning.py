@@ -112,7 +112,7 @@ class Lessons:
         recipe, loss = RECIPES[name], self.ground.loss if self.ground.loss != "auto" else self.ground.parts.loss
         if loss in ("frechet", "kernel") or getattr(loss, "whole", False):
             return replace(recipe, batch=WHOLE_BATCH)
-        return replace(recipe, batch=max(recipe.batch, MATCHED_BATCH)) if loss == "matched" else recipe
+        return replace(recipe, batch=max(recipe.batch, MATCHED_BATCH)) if loss in ("matched", "faithful") else recipe
 
     def _learner(self) -> tuple[Learner, int]:
         """The pairs and the judge, and the calls that are left to descents."""
@@ -179,11 +179,11 @@ def lowered_by(
     name = loss
     if loss == "auto":
         able = known is not None and known.nll is None and _differentiable(model, known)
-        name = parts.loss if parts.loss and (able or parts.loss != "matched") else RECIPES[parts.learned[0]].loss
+        name = parts.loss if parts.loss and (able or parts.loss != "faithful") else RECIPES[parts.learned[0]].loss
     if known is None:
         return objective(name)
     if not _differentiable(model, known):
-        if name in ("frechet", "kernel", "matched") or loss == "features":
+        if name in ("frechet", "kernel", "matched", "faithful") or loss == "features":
             raise ArgumentError(
                 f"loss={loss!r} follows the gradient of features, and those of {known.name} have none (a pipeline's "
                 "pictures are decoded without): leave loss out, or choose l2"

@@ -86,9 +86,10 @@ def optimize(
         max_calls: network calls to spend at most, everything included (one image through the network once is one call);
             13,000 for each of `nfe`, between 80,000 and 150,000, when neither is given, and three times that to learn.
         objective: what selects, lower is better: `matched` (distance of the samples, as a set, to a 60-call run's of
-            the same noise), `frechet` (to the data; needs a judge), `teacher` (RMS distance to the 60-call run, sample
-            by sample), or a function `images [B, *shape] -> [B]`, which sees the decoded pictures of a pipeline. `auto`
-            is frechet where features are known, else matched; with method `auto` it is matched.
+            the same noise), `faithful` (the geometric mean of that in features and in the samples themselves),
+            `frechet` (to the data), `teacher` (RMS distance to the 60-call run, sample by sample), or a function
+            `images [B, *shape] -> [B]`, which sees the decoded pictures of a pipeline. `faithful` and `frechet` need a
+            judge. `auto` is matched where no features are known, else faithful with method `auto`, and frechet.
         judge: features and reference statistics, for networks that the package does not know.
         data: clean samples `[N, *shape]` in the network's units for the KLUB table, with `data_condition`; by default
             what ships with the network, else samples that the teacher makes.
@@ -187,7 +188,7 @@ def prepared(
     net, name = inputs.resolve(model)
     window = Window.checked(net.noise, start, end)
     known = judge or inputs.judge_of(net)
-    chosen = checked_objective(objective, known, teacher_calls, matched=PARTS[method].auto)
+    chosen = checked_objective(objective, known, teacher_calls, faithful=PARTS[method].auto)
     chosen = on_pictures(net, chosen) if callable(chosen) else chosen
     of = inputs.condition_of(net, condition)
     ground = Setting(

@@ -68,8 +68,8 @@ MethodOption = Annotated[
 LossOption = Annotated[
     str,
     typer.Option(
-        help="What a method that learns lowers: l2, l1, log-l2, pseudo-huber, features, along, matched, frechet, "
-        "kernel, or auto (the method's own)."
+        help="What a method that learns lowers: l2, l1, log-l2, pseudo-huber, features, along, faithful, matched, "
+        "frechet, kernel, or auto (the method's own)."
     ),
 ]
 EndOption = Annotated[
@@ -84,9 +84,9 @@ MaxCallsOption = Annotated[
 ObjectiveOption = Annotated[
     str,
     typer.Option(
-        help="What selects: matched (distance to the teacher's samples of the same seeds, as sets), frechet (to the "
-        "data), teacher (sample by sample), or auto (matched with --method auto and where no features are known, else "
-        "frechet)."
+        help="What selects: faithful (geometric mean of matched in features and in samples), matched (distance to the "
+        "teacher's samples of the same seeds, as sets), frechet (to the data), teacher (sample by sample), or auto "
+        "(matched where no features are known, else faithful with --method auto, frechet with others)."
     ),
 ]
 

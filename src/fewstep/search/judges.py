@@ -117,26 +117,39 @@ class MatchedJudge:
     Args:
         teacher, known: the teacher, and the seeds that it may be asked for.
         features: the distance is Fréchet's of these; without, the sliced Wasserstein distance of the samples.
+        faithful: the geometric mean of Fréchet's distances of the features and of the samples themselves. Feature
+            networks hardly see fine noise, and a sampler that learns from one may leave some.
     """
 
-    def __init__(self, teacher: Teacher, known: Sequence[int], features: Features | None = None) -> None:
+    def __init__(
+        self, teacher: Teacher, known: Sequence[int], features: Features | None = None, *, faithful: bool = False
+    ) -> None:
         self.teacher, self.known, self.features = teacher, known, features
+        self.faithful = faithful and features is not None
         kind = "sliced Wasserstein" if features is None else "Fréchet"
+        kind = "faithful, Fréchet" if self.faithful else kind
         self.name = f"{kind} distance to the teacher's end points of the same seeds"
-        self._project = projection(math.prod(teacher.denoiser.shape)) if features is None else None
+        alone = features is not None and not self.faithful
+        self._project = None if alone else projection(math.prod(teacher.denoiser.shape))
+        self._width = 0
         self._held: dict[int, Tensor] = {}
 
     @property
     def digest(self) -> str | None:
         """Of the teacher's table and the seeds, and of what the features make of a fixed image."""
         probe = self._seen(fixed_image(self.teacher.denoiser.shape))
-        return digest("matched", self.teacher.tableau.digest, list(self.known), probe)
+        return digest("faithful" if self.faithful else "matched", self.teacher.tableau.digest, list(self.known), probe)
 
     def _seen(self, images: Tensor) -> Tensor:
-        if self.features is not None:
-            return seen_by(self.features, images)
+        seen = None if self.features is None else seen_by(self.features, images)
+        if seen is not None and not self.faithful:
+            return seen
         flat = images.flatten(1).double().cpu()
-        return flat if self._project is None else flat @ self._project
+        flat = flat if self._project is None else flat @ self._project
+        if seen is None:
+            return flat
+        self._width = seen.shape[1]
+        return torch.cat([seen, flat], dim=1)
 
     def observe(self, images: Tensor, seeds: Sequence[int]) -> Tensor:
         """What is seen of each image and of the teacher's, side by side; NaN for a seed that the teacher does not
@@ -160,6 +173,10 @@ class MatchedJudge:
     def score(self, rows: Tensor) -> float:
         """The distance."""
         own, taught = rows[~rows.isnan().any(1)].chunk(2, dim=1)
+        if self.faithful:
+            parts = [slice(0, self._width), slice(self._width, None)]
+            values = [frechet(Statistics.of(own[:, p]), Statistics.of(taught[:, p])) for p in parts]
+            return math.sqrt(max(0.0, values[0]) * max(0.0, values[1]))
         if self.features is not None:
             return frechet(Statistics.of(own), Statistics.of(taught))
         return sliced_wasserstein(own, taught, projections=MATCHED_PROJECTIONS)

@@ -10,6 +10,7 @@ from fewstep.search.gradient.objectives import (
     DISTANCES,
     Along,
     EndPoints,
+    FaithfulLoss,
     FeaturePairs,
     FrechetLoss,
     KernelLoss,
@@ -18,7 +19,7 @@ from fewstep.search.gradient.objectives import (
     huber,
 )
 
-NAMES = (*DISTANCES, "features", "along", "matched", "frechet", "kernel", "neural-solver", "epd")
+NAMES = (*DISTANCES, "features", "along", "faithful", "matched", "frechet", "kernel", "neural-solver", "epd")
 MOST = 2000
 """Reference features behind a kernel distance."""
 
@@ -36,8 +37,8 @@ def objective(
     Args:
         name: `l2`, `l1`, `log-l2`, `pseudo-huber` (to the teacher's end points), `features` (the same in features; L2
             where there are none), `along` (its trajectories), `matched` (to the teacher's samples of the same noise, as
-            sets of features), `frechet`, `kernel` (distributions of features), `neural-solver` and `epd` (these papers'
-            mixtures).
+            sets of features), `faithful` (the geometric mean of that and of the same in the samples themselves),
+            `frechet`, `kernel` (distributions of features), `neural-solver` and `epd` (these papers' mixtures).
         features: a differentiable feature network.
         reference: statistics of reference features, for `frechet`.
         reference_features: `[m, d]`, for `kernel`.
@@ -62,6 +63,8 @@ def objective(
         raise ArgumentError(f"loss is {name!r}: choose one of {', '.join(NAMES)}")
     if features is None:
         raise ArgumentError(f"loss={name!r} needs a judge with features: give judge=, or a loss to the teacher (l2)")
+    if name == "faithful":
+        return FaithfulLoss(features, f"faithful Fréchet distance, {feature_name}")
     if name == "matched":
         return MatchedLoss(features, f"matched Fréchet distance, {feature_name}")
     if name == "frechet" and reference is not None:

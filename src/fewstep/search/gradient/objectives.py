@@ -211,6 +211,25 @@ class MatchedLoss:
         return _frechet(mean - wanted, centred, around.mT, around.square().sum())
 
 
+class FaithfulLoss:
+    """The geometric mean of two matched Fréchet distances: of the features, and of the samples themselves.
+
+    Feature networks hardly see fine noise: learned on their distance alone, weights may leave some in the samples. In
+    the samples themselves noise is a variance that the teacher's do not have. Both parts count by their ratio, whatever
+    their units.
+    """
+
+    along, whole = False, True
+
+    def __init__(self, features: Features, name: str = "faithful Fréchet distance") -> None:
+        self.name = name
+        self.parts = MatchedLoss(features), MatchedLoss(lambda x: x.flatten(1))
+
+    def __call__(self, run: Run, batch: Batch) -> Tensor:
+        """The mean."""
+        return (self.parts[0](run, batch) * self.parts[1](run, batch)).clamp_min(0).sqrt()
+
+
 def _moments(f: Tensor) -> tuple[Tensor, Tensor]:
     """The mean `[d]` of features `[n, d]`, and a factor `[n, d]` of their covariance."""
     if len(f) < 2:
