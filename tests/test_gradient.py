@@ -32,8 +32,10 @@ from fewstep.search.gradient.objectives import (
     Along,
     Batch,
     EndPoints,
+    FaithfulLoss,
     FrechetLoss,
     KernelLoss,
+    MatchedLoss,
     Objective,
     Run,
     Track,
@@ -344,11 +346,16 @@ def test_distribution_losses_are_the_metrics() -> None:
     run, nothing = Run(x, {}, x, x), Batch(x, x, None, None)
     stats = Statistics.of(reference)
     assert FrechetLoss(lambda f: f, stats)(run, nothing).item() == pytest.approx(frechet(Statistics.of(x), stats))
+    beside = Batch(x, reference, None, None)
+    assert MatchedLoss(lambda f: f)(run, beside).item() == pytest.approx(frechet(Statistics.of(x), stats))
+    seen = frechet(Statistics.of(x**2), Statistics.of(reference**2))
+    wanted = (seen * frechet(Statistics.of(x), stats)) ** 0.5
+    assert FaithfulLoss(lambda f: f**2)(run, beside).item() == pytest.approx(wanted)
     wanted = kernel_distance(x, reference).value
     assert KernelLoss(lambda f: f, reference)(run, nothing).item() == pytest.approx(wanted)
 
 
-@pytest.mark.parametrize("name", ["l2", "frechet", "kernel"])
+@pytest.mark.parametrize("name", ["l2", "matched", "faithful", "frechet", "kernel"])
 def test_a_batch_may_be_cut_and_recomputed(name: str, batch: Batch) -> None:
     """Gradients do not depend on the batch size or on checkpoints, for distances of distributions neither."""
     found: list[list[Tensor]] = []
