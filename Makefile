@@ -25,7 +25,7 @@ $(VENV)/.tools: $(VENV)/.library
 	@touch $@
 
 demo: $(VENV)/.library
-	$(BIN)/fewstep optimize mnist --nfe 4 --out $(OUT)
+	$(BIN)/fewstep optimize mnist --nfe 4 --minutes 4 --out $(OUT)
 
 test: check pytest
 

@@ -31,6 +31,7 @@ class Breeder:
     window: Window
     nfe: int
     seed: int = 0
+    _made: int = 0
 
     @cached_property
     def _strategy(self) -> Proposer:
@@ -59,7 +60,11 @@ class Breeder:
             except ArgumentError:
                 continue
             if table.nfe == self.nfe:
-                parents = [entries[k].origin for k in proposal.parents]
-                about = {"stage": max(1, proposal.stage), "predicted": proposal.predicted, "parents": parents}
+                self._made += 1
+                roots = [r for k in proposal.parents for r in entries[k].about.get("roots", [entries[k].origin])]
+                about = {"stage": max(1, proposal.stage), "predicted": proposal.predicted, "roots": roots[:2]}
+                # The first word says the surrogate whose child it is (see `fewstep.search.s3.archive`).
+                origin = f"{proposal.origin.split()[0]} by S³, {self._made}"
+                origin += f", from {' and '.join(dict.fromkeys(roots[:2]))}" if roots else ""
                 level = to_ratios(self.window.noise, proposal.schedule.times).log()
-                yield Candidate(proposal.schedule, table, EVOLVED, EVOLVED, proposal.origin, level, about=about)
+                yield Candidate(proposal.schedule, table, EVOLVED, EVOLVED, origin, level, about=about)
