@@ -150,9 +150,11 @@ def test_wrong_family(tmp_path):
     assert "wrong-family" not in found(pipeline(tmp_path, "WanPipeline", WAN))
 
 
-def test_image_to_image():
-    told = measured(DPM, "image-to-image", 4)
-    assert told["steps"] == {"0.2": 0, "0.3": 1, "0.5": 2, "0.75": 3}
+def test_image_to_image(tmp_path):
+    down, up = {"0.2": 0, "0.3": 1, "0.5": 2, "0.75": 3}, {"0.2": 1, "0.3": 2, "0.5": 2, "0.75": 3}
+    assert measured(DPM, "image-to-image", 4)["steps"] == down
+    assert measured(SD3, "image-to-image", 4)["steps"] == up
+    assert measured(pipeline(tmp_path, "WanVideoToVideoPipeline", WAN), "image-to-image", 4)["steps"] == down
     assert "image-to-image" not in found(DPM, 30)
 
 

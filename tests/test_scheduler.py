@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import copy
 import importlib.util
+import inspect
 import json
 import os
 import subprocess
@@ -22,7 +24,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fewstep as fs
-from fewstep.diffusers import FewStepScheduler, check_pipeline, save_to_hub_folder
+from fewstep.diffusers import CANNOT, FewStepScheduler, check_pipeline, save_to_hub_folder
 from fewstep.noise import EDM, Discrete, Flow, NoiseSchedule
 from fewstep.tableau import Tableau
 from tests import tiny_pipelines
@@ -512,6 +514,37 @@ def test_pipelines_that_need_a_class_of_their_own_are_refused() -> None:
             impostor = type(name, (), {"scheduler": tiny.pipe.scheduler})()
             with pytest.raises(ValueError, match="Keep its own scheduler"):
                 check_pipeline(impostor)
+
+
+def lacking(pipeline: ast.ClassDef) -> set[str]:
+    """What a pipeline's code asks of its scheduler that ours does not have."""
+    known = {*dir(FewStepScheduler), "config", "timesteps", "sigmas", "alphas_cumprod", "init_noise_sigma",
+             "num_inference_steps", "_internal_dict"}  # fmt: skip
+    taken = set(inspect.signature(FewStepScheduler.step).parameters)
+    found: set[str] = set()
+    for node in ast.walk(pipeline):
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "self.scheduler":
+            found |= {node.attr} - known
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "self.scheduler.step":
+            found |= {f"step({word.arg}=)" for word in node.keywords if word.arg is not None} - {
+                f"step({name}=)" for name in taken
+            }
+    return found
+
+
+@pytest.mark.slow
+def test_every_pipeline_that_asks_for_more_is_refused_by_name() -> None:
+    """In the code of the installed diffusers; some of it is only reached with the pipeline's own scheduler."""
+    tokens = {"AmusedInpaintPipeline", "LLaDA2Pipeline", "DiffusionGemmaPipeline"}  # no states to add up
+    on_demand = {"ChronoEditPipeline"}  # with enable_temporal_reasoning only
+    unknown: dict[str, set[str]] = {}
+    for path in sorted((Path(diffusers.__file__).parent / "pipelines").rglob("pipeline_*.py")):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.ClassDef) and "Pipeline" in node.name and (asks := lacking(node)):
+                unknown[node.name] = asks
+    refused = {name for name in unknown if name.startswith(tuple(CANNOT))}
+    assert {"LTXConditionPipeline", "DDIMPipeline", "RePaintPipeline", "SanaWMPipeline"} <= refused
+    assert set(unknown) - refused == tokens | on_demand
 
 
 # ------------------------------------------------------------------------------------------------ hostile records

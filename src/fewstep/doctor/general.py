@@ -33,9 +33,10 @@ def wrong_family(p: Patient) -> Finding | None:
 
 
 def image_to_image(p: Patient) -> Finding | None:
-    """`int(steps * strength)` network calls, sometimes none."""
+    """`steps * strength` network calls in whole numbers, sometimes none."""
     order = int(getattr(p.scheduler, "order", 1))
-    counts = {s: min(int(p.steps * s), p.steps) for s in STRENGTHS}
+    up = p.is_flow and not p.pipeline.startswith("Wan")  # SD3, Flux, Qwen-Image, Chroma, Sana
+    counts = {s: p.steps - int(p.steps - p.steps * s) if up else int(p.steps * s) for s in STRENGTHS}
     if p.steps > 20:
         return None
     said = ", ".join(f"{n} at strength {s:g}" for s, n in counts.items())
@@ -43,10 +44,10 @@ def image_to_image(p: Patient) -> Finding | None:
     return Finding(
         "image-to-image",
         "note",
-        f"of {p.steps} steps image-to-image runs int(steps x strength): {said}{empty}"
+        f"of {p.steps} steps image-to-image runs steps x strength, rounded {'up' if up else 'down'}: {said}{empty}"
         + (f"; times {order} calls each" if order > 1 else ""),
         "search a schedule for that start (fewstep optimize --strength) instead of cutting one short",
-        {"steps": {str(s): n for s, n in counts.items()}, "calls_per_step": order},
+        {"steps": {str(s): n for s, n in counts.items()}, "calls_per_step": order, "rounded": "up" if up else "down"},
     )
 
 
