@@ -1,4 +1,4 @@
-"""What concerns any scheduler: the wrong family, image-to-image, what it takes, what compilers make of it."""
+"""What concerns any scheduler: the wrong family, image-to-image, what it takes."""
 
 from __future__ import annotations
 
@@ -20,15 +20,21 @@ def wrong_family(p: Patient) -> Finding | None:
         )  # fmt: skip
     if p.is_flow or not (foreign or flow_pipeline):
         return None
+    start = float(getattr(p.ready(), "init_noise_sigma", 1.0))
     why = f"{p.pipeline} is a flow model" if flow_pipeline else f"the configuration has {', '.join(foreign)}"
     return Finding(
         "wrong-family",
         "trap",
         f"{p.name} is for networks in variance-preserving noise, predicting {p.get('prediction_type', 'epsilon')}, and "
-        f"{why}: it runs, without an error, and makes garbage",
+        f"{why}: it runs, without an error, and makes garbage (states begin {start:.4g} large, a flow's at 1)",
         "take a FlowMatch scheduler, or UniPC or DPM-Solver++ with use_flow_sigmas=True, "
         'prediction_type="flow_prediction" and flow_shift',
-        {"foreign": foreign, "pipeline": p.pipeline, "prediction": p.get("prediction_type", "epsilon")},
+        {
+            "foreign": foreign,
+            "pipeline": p.pipeline,
+            "prediction": p.get("prediction_type", "epsilon"),
+            "start": start,
+        },
     )
 
 
@@ -68,18 +74,4 @@ def accepted(p: Patient) -> Finding | None:
     )
 
 
-def compiled_step(p: Patient) -> Finding | None:
-    """Known of all schedulers, not measured here."""
-    if p.steps <= 1:
-        return None
-    return Finding(
-        "compiled-step",
-        "note",
-        f"torch.compile(scheduler.step) would trace {p.steps} graphs for {p.steps} steps, for step_index is a Python "
-        "number (not measured here)",
-        "compile the whole loop, or the network alone",
-        {"graphs": p.steps, "measured": False},
-    )
-
-
-CHECKS = (wrong_family, image_to_image, accepted, compiled_step)
+CHECKS = (wrong_family, image_to_image, accepted)
