@@ -158,6 +158,14 @@ def _stable_diffusion(pipeline: str = "StableDiffusionPipeline", *, channels: in
     )  # fmt: skip
 
 
+def _controlled() -> Any:
+    pipe = _stable_diffusion()
+    net = diffusers.ControlNetModel.from_unet(pipe.unet, conditioning_embedding_out_channels=(8, 16))  # half the size
+    for part in net.parameters():  # its last layers begin at zero
+        torch.nn.init.normal_(part, std=0.1)
+    return diffusers.StableDiffusionControlNetPipeline(**pipe.components, controlnet=net, requires_safety_checker=False)
+
+
 def _sdxl() -> Any:
     addition = {"addition_embed_type": "text_time", "addition_time_embed_dim": 8, "cross_attention_dim": 32}
     return diffusers.StableDiffusionXLPipeline(
@@ -301,6 +309,7 @@ _FAMILIES: dict[str, Builder] = {
         (1, 4, 8, 8),
     ),
     "sdxl": (_sdxl, lambda: dict(GUIDED), (1, 4, 8, 8)),
+    "sd-controlnet": (_controlled, lambda: GUIDED | {"image": picture()}, (1, 4, 8, 8)),
     "sd3": (_sd3, lambda: GUIDED | SHORT, (1, 4, 8, 8)),
     "sd3-img2img": (lambda: _sd3("StableDiffusion3Img2ImgPipeline"), lambda: GUIDED | SHORT | _redrawn(), (1, 4, 8, 8)),
     "sd3-inpaint": (  # keeps what is not masked where its network has 16 channels
