@@ -25,6 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import fewstep as fs
 from fewstep.diffusers import CANNOT, FewStepScheduler, check_pipeline, save_to_hub_folder
+from fewstep.ems import EMS, log_snr_grid
 from fewstep.noise import EDM, Discrete, Flow, NoiseSchedule
 from fewstep.tableau import Tableau
 from tests import tiny_pipelines
@@ -485,6 +486,42 @@ def guided() -> Tableau:
 def test_tables_of_other_models_are_refused(make: Any, config: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         scheduler_of(make(), config=config)
+
+
+def statistics(*, of: str) -> EMS:
+    """Of no network: for each element, or the same for all."""
+    lams = log_snr_grid(SD, 20)
+    place = torch.arange(4, dtype=torch.float64).reshape(2, 2) if of == "elements" else torch.ones(())
+    at = torch.linspace(0, 1, 20, dtype=torch.float64).reshape(20, *[1] * place.ndim)
+    return EMS(lams, 0.9 - 0.5 * at + 0.1 * place, torch.sin(3 * at + place) / 2, 0.2 * torch.cos(2 * at - place))
+
+
+def test_weights_for_each_element_are_refused_and_those_for_all_run() -> None:
+    """DPM-Solver-v3: its statistics averaged over the elements make a table of numbers."""
+    times = fs.times.logsnr(SD, 5)
+    table = fs.solvers.dpm_solver_v3(times).tabulate(SD, statistics=statistics(of="elements"))
+    with pytest.raises(ValueError, match="each of 4 elements.*Average the statistics"):
+        scheduler_of(table)
+    mean = replace(fs.solvers.dpmpp_2m(times), afs="mean").tabulate(SD, mean=torch.full((2, 2), 0.3))
+    with pytest.raises(ValueError, match="each of 4 elements"):
+        scheduler_of(mean)
+    table = fs.solvers.dpm_solver_v3(times).tabulate(SD, statistics=statistics(of="all"))
+    assert any(row.shift for row in scheduler_of(table)._table.rows)
+    start = torch.linspace(-2, 2, 48, dtype=torch.float64).reshape(1, 3, 4, 4).cos()
+    denoiser = fs.from_callable(
+        curved, prediction="epsilon", noise=SD, shape=start.shape[1:], time="index", dtype=torch.float64, check=False
+    )
+    want = fs.sample(denoiser, table, start=start * table.sigma[0])
+    scheduler = scheduler_of(table)
+    scheduler.set_timesteps(table.nfe)
+    got = loop(scheduler, curved, start * scheduler.init_noise_sigma)
+    assert (got - want).abs().max() < 2e-6 * want.abs().max()
+    scheduler.set_timesteps(table.nfe)
+    scheduler.set_begin_index(2)  # without the statistics at hand: first order there
+    state = start
+    for t in scheduler.timesteps[2:]:
+        state = scheduler.step(curved(state, t), t, state, return_dict=False)[0]
+    assert state.isfinite().all() and scheduler.step_index == table.nfe
 
 
 def test_a_saved_table_is_refused_by_another_model() -> None:
