@@ -8,6 +8,8 @@ import importlib.util
 import inspect
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -22,8 +24,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from typer.testing import CliRunner
 
 import fewstep as fs
+from fewstep.cli import app
 from fewstep.diffusers import CANNOT, FewStepScheduler, check_pipeline, save_to_hub_folder
 from fewstep.ems import EMS, log_snr_grid
 from fewstep.noise import EDM, Discrete, Flow, NoiseSchedule
@@ -385,54 +389,65 @@ def test_tables_come_as_files_and_found_results(tmp_path: Path) -> None:
 
 
 CHILD = """
-import sys, torch, warnings
+import json, sys, torch, warnings
 warnings.filterwarnings("ignore")
-hub, saved, out = sys.argv[1:]
-sys.modules["fewstep"] = None  # as where it is not installed
-from diffusers import StableDiffusionPipeline
+trusting, importing, out = sys.argv[1:]
 
-def run(pipe):
-    pipe.set_progress_bar_config(disable=True)
+def run(code):
+    names = {}
+    exec(code, names)
+    names["pipe"].set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(0)
     options = dict(height=16, width=16, negative_prompt="blurry", guidance_scale=3.0, output_type="latent")
-    return pipe("a small red cat", num_inference_steps=5, generator=generator, **options).images
+    pictures = names["pipe"]("a small red cat", num_inference_steps=5, generator=generator, **options).images
+    return pictures, type(names["pipe"].scheduler).__module__
 
+sys.modules["fewstep"] = None  # as where it is not installed
 try:
-    StableDiffusionPipeline.from_pretrained(hub)
+    run(trusting.replace(", trust_remote_code=True", ""))
 except ValueError as error:
     assert "trust_remote_code" in str(error), error
 else:
     raise AssertionError("loaded code without being told to trust it")
-first = run(StableDiffusionPipeline.from_pretrained(hub, trust_remote_code=True))
+first, module = run(trusting)
+assert module.startswith("diffusers_modules"), module
 del sys.modules["fewstep"]
-import fewstep.diffusers
-pipe = StableDiffusionPipeline.from_pretrained(saved)
-assert type(pipe.scheduler) is fewstep.diffusers.FewStepScheduler
-torch.save([first, run(pipe)], out)
+second, module = run(importing.replace("my-pipeline", "saved"))
+assert module == "fewstep.diffusers", module
+torch.save([first, second], out)
 """
+FENCE = re.compile(r"^```\w+\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
 @pytest.mark.slow
-def test_pipelines_load_in_a_fresh_process_with_and_without_fewstep(tmp_path: Path) -> None:
-    tiny = tiny_pipelines.build("sd")
-    hub, saved = tmp_path / "hub", tmp_path / "saved"
-    table = dpmpp(5)
-    scheduler = scheduler_of(table, config=tiny.pipe.scheduler.config)
-    tiny.pipe.save_pretrained(hub)
-    written = save_to_hub_folder(table, hub)
-    assert {p.name for p in written} == {"fewstep_scheduler.py", "scheduler_config.json", "model_index.json"}
-    with tiny.scheduled(scheduler):
-        tiny.pipe.save_pretrained(saved)
+def test_pipelines_load_as_documented_with_and_without_fewstep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The four blocks of the page on diffusers, from saving to loading in a fresh process."""
+    page = (Path(__file__).parents[1] / "docs" / "diffusers.md").read_text("utf-8")
+    save, importing, export, trusting = FENCE.findall(page.partition("## Saving, and the Hub")[2])
+    monkeypatch.chdir(tmp_path)
+    tiny, table = tiny_pipelines.build("sd"), dpmpp(5)
+    table.save("schedule.json")
+    exec(save, {"pipe": tiny.pipe})
+    done = CliRunner().invoke(app, shlex.split(export)[1:])
+    assert done.exit_code == 0, done.output
+    assert {p.name for p in Path("my-pipeline/scheduler").iterdir()} == {
+        "fewstep_scheduler.py",
+        "scheduler_config.json",
+    }
+    with tiny.scheduled(scheduler_of(table, config=tiny.pipe.scheduler.config)):
+        exec(save.replace("my-pipeline", "saved"), {"pipe": tiny.pipe})
         want = tiny.run(5)
-    index = json.loads((saved / "model_index.json").read_text())
+    index = json.loads(Path("saved/model_index.json").read_text())
     assert index["scheduler"] == ["fewstep.diffusers", "FewStepScheduler"]
-    done = subprocess.run(
-        [sys.executable, "-c", CHILD, hub, saved, tmp_path / "out.pt"], capture_output=True, text=True, check=False,
+    child = subprocess.run(
+        [sys.executable, "-c", CHILD, trusting, importing, "out.pt"], capture_output=True, text=True, check=False,
         env=os.environ | {"HF_HOME": str(tmp_path / "home")},
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
-    for got in torch.load(tmp_path / "out.pt"):
+    assert child.returncode == 0, child.stderr[-2000:]
+    for got in torch.load("out.pt"):
         assert torch.equal(got, want)
+    again = FewStepScheduler.from_pretrained("my-pipeline", subfolder="scheduler")
+    assert again._table == scheduler_of(table)._table
 
 
 def test_hub_folder_of_a_scheduler_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
