@@ -45,7 +45,8 @@ class Latent:
 
     def condition_of(self, seeds: Sequence[int]) -> Leaves:
         """The prompts in turn: seed s has prompt s modulo their number."""
-        rows = torch.tensor([int(seed) % self.prompts for seed in seeds], device="cpu")
+        prompts = self.prompts
+        rows = torch.tensor([int(seed) % prompts for seed in seeds], device="cpu")
         return {name: leaf[rows].to(self.family.device) for name, leaf in self.leaves.items()}
 
     @torch.no_grad()
