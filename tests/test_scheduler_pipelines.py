@@ -212,6 +212,7 @@ def test_strength_says_how_many_calls(name: str, host: str) -> None:
 def test_strength_is_right_whichever_way_a_pipeline_rounds() -> None:
     table = fs.solvers.ddim(torch.linspace(999, 0, 2)).tabulate(fs.noise.Discrete.linear())
     scheduler = ours(diffusers.DDIMScheduler(), table)
+    assert scheduler.strength(2) == 1.0
     for n in range(1, 22):
         scheduler._table = scheduler._table._replace(rows=scheduler._table.rows[:1] * n)
         for calls in range(1, n + 1):

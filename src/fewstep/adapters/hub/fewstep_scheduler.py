@@ -434,6 +434,7 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
     def strength(self, calls: int) -> float:
         """The `strength` with which an image-to-image pipeline makes this many of the table's calls."""
         n = len(self._table.rows)
+        calls = min(calls, n)
         near = calls / n
         # Stable Diffusion's pipelines round n * strength down, SD3's, Flux's and Qwen's up; Wan is a flow and down.
         for strength in (near, math.nextafter(near, 2), math.nextafter(near, 0)):
