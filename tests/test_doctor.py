@@ -143,6 +143,7 @@ def test_wrong_family(tmp_path):
     swapped = SD3 | {"_class_name": "EulerDiscreteScheduler", "use_dynamic_shifting": False, "base_shift": 0.5}
     told = measured(swapped, "wrong-family")
     assert set(told["foreign"]) == {"use_dynamic_shifting", "base_shift"} and told["prediction"] == "epsilon"
+    assert told["start"] > 10  # a flow's states begin at 1
     assert "wrong-family" in found(pipeline(tmp_path, "FluxPipeline", EULER))
     assert "wrong-family" in found(pipeline(tmp_path, "StableDiffusionPipeline", SD3))
     for config in (EULER, DPM, SD3, FLUX, WAN):
@@ -150,9 +151,11 @@ def test_wrong_family(tmp_path):
     assert "wrong-family" not in found(pipeline(tmp_path, "WanPipeline", WAN))
 
 
-def test_image_to_image():
-    told = measured(DPM, "image-to-image", 4)
-    assert told["steps"] == {"0.2": 0, "0.3": 1, "0.5": 2, "0.75": 3}
+def test_image_to_image(tmp_path):
+    down, up = {"0.2": 0, "0.3": 1, "0.5": 2, "0.75": 3}, {"0.2": 1, "0.3": 2, "0.5": 2, "0.75": 3}
+    assert measured(DPM, "image-to-image", 4)["steps"] == down
+    assert measured(SD3, "image-to-image", 4)["steps"] == up
+    assert measured(pipeline(tmp_path, "WanVideoToVideoPipeline", WAN), "image-to-image", 4)["steps"] == down
     assert "image-to-image" not in found(DPM, 30)
 
 
@@ -164,9 +167,79 @@ def test_no_schedule_of_ones_own():
         assert "no-own-schedule" not in found(config)
 
 
-def test_compiled_step_is_said_not_to_be_measured():
-    assert measured(DPM, "compiled-step")["measured"] is False
-    assert "compiled-step" not in found(DPM, 1)
+def test_handed_sigmas(tmp_path):
+    """Qwen-Image's pipeline passes a list of its own; SD3's does not, and Flux's not to a UniPC for flows."""
+    qwen = pipeline(tmp_path, "QwenImagePipeline", FLUX)
+    told = measured(qwen, "handed-sigmas", 4, mu=0.45937)
+    assert told["handed"] == [1, 0.75, 0.5, 0.25] and told["falling"]
+    assert told["runs"] == pytest.approx([1, 0.8261, 0.6129, 0.3454, 0], abs=1e-4)
+    assert told["own"][-2] == pytest.approx(0.0016, abs=1e-4) and told["largest"] == pytest.approx(0.3438, abs=1e-3)
+    assert found(pipeline(tmp_path, "ChromaPipeline", DYNAMIC_DPM))["handed-sigmas"].severity == "trap"  # ValueError
+    karras = found(pipeline(tmp_path, "ChromaPipeline", WAN | {"use_karras_sigmas": True}), 4)["handed-sigmas"]
+    assert karras.severity == "trap" and karras.measured["runs"] == [*sorted(karras.measured["runs"][:-1]), 0]
+    for name, config in (("StableDiffusion3Pipeline", SD3), ("FluxPipeline", WAN), ("NobodysPipeline", FLUX)):
+        assert "handed-sigmas" not in found(pipeline(tmp_path, name, config))
+    assert "handed-sigmas" not in found(FLUX)
+
+
+def test_what_the_doctor_says_of_handed_sigmas_happens():
+    """The error and the levels, in the pipelines themselves."""
+    import diffusers
+
+    from tests import tiny_pipelines
+
+    tiny = tiny_pipelines.build("ltx")
+    with pytest.raises(ValueError, match="custom sigmas"):
+        tiny.run(2, scheduler=diffusers.DPMSolverMultistepScheduler.from_config(DYNAMIC_DPM))
+    unipc = diffusers.UniPCMultistepScheduler.from_config(WAN | {"use_karras_sigmas": True})
+    tiny.run(4, scheduler=unipc)
+    assert unipc.sigmas[:-1].tolist() == sorted(unipc.sigmas[:-1].tolist())
+
+
+@pytest.mark.parametrize(
+    ("config", "error"),
+    [(DPM, "IndexError"), (EULER, "IndexError"), (SD3, "IndexError"), (WAN, "AssertionError")],
+)
+def test_a_step_past_the_end_that_is_an_error(config, error):
+    finding = found(config)["past-the-end"]
+    assert finding.severity == "note" and finding.measured == {"raises": error}
+
+
+def test_a_step_past_the_end_that_nobody_notices():
+    ddim = found(SD | {"_class_name": "DDIMScheduler"}, 6)["past-the-end"]
+    assert ddim.severity == "trap" and "repeats the last" in ddim.what
+    assert 0.01 < ddim.measured["moved"] < 0.2
+    heun = found(SD | {"_class_name": "HeunDiscreteScheduler"}, 6)["past-the-end"]
+    assert heun.severity == "trap" and "NaN" in heun.what and heun.measured["moved"] is None
+    assert "past-the-end" not in found(SD | {"_class_name": "PNDMScheduler"})  # another step changes nothing
+
+
+def test_waits_for_the_device():
+    assert measured(SD | {"_class_name": "DDIMScheduler"}, "host-syncs", 6) == {"reads": [6] * 5 + [4], "total": 34}
+    assert measured(SD | {"_class_name": "DDPMScheduler"}, "host-syncs", 6)["total"] > 34
+    for config in (DPM, EULER, SD3, WAN):
+        assert "host-syncs" not in found(config)
+
+
+def test_reads_are_those_of_tensors_on_the_device():
+    import torch
+
+    from fewstep.doctor.loop import Device
+
+    there, here = torch.tensor([0.5, 2.0]), torch.tensor(1.0)
+    with Device(there) as device:
+        assert float(here) == 1 and bool(here > 0)  # the processor's own
+        assert device.reads == 0
+        moved = (there * here)[1]
+        assert float(moved) == 2 and bool(moved > 1) and (there > 1).nonzero().tolist() == [[1]]
+    assert device.reads == 3
+
+
+def test_graphs_of_a_compiled_step():
+    assert "compiled-step" not in found(SD3, 4)  # not asked for
+    told = measured(SD3, "compiled-step", 4, compiling=True)
+    assert told["total"] == sum(told["graphs"]) > 1 and len(told["graphs"]) == 4
+    assert "compiled-step" not in found(SD3, 1, compiling=True)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The house: how long a file or a function may be, who may import what, what a start of the program may cost."""
 
 import ast
+import functools
 import subprocess
 import sys
 import tomllib
@@ -38,6 +39,7 @@ def name(path: Path) -> str:
     return path.relative_to(SRC).as_posix()
 
 
+@functools.cache
 def tree(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
 
@@ -65,6 +67,7 @@ def _targets(node: ast.stmt, path: Path) -> Iterator[str]:
         yield from (full if (full := f"{base}.{alias.name}") in MODULES else base for alias in node.names)
 
 
+@functools.cache
 def imports(path: Path, *, at_load: bool) -> set[str]:
     """What a file imports: when it is loaded (the top level only), or anywhere but under TYPE_CHECKING."""
     found: set[str] = set()

@@ -185,11 +185,13 @@ def test_seeds_take_the_prompts_in_turn_in_any_batch() -> None:
     assert gap(split, whole) < 1e-5
 
 
-def test_an_image_to_image_pipeline_has_the_same_network() -> None:
-    parts = tiny_pipelines.build("sd").pipe.components
-    other = diffusers.StableDiffusionImg2ImgPipeline(**parts, requires_safety_checker=False)
+@pytest.mark.parametrize("name", ["sd", "sd3", "flux"])
+def test_an_image_to_image_pipeline_has_the_same_network(name: str) -> None:
+    pipe = tiny_pipelines.build(name).pipe
+    checker = {"requires_safety_checker": False} if name == "sd" else {}
+    other = getattr(diffusers, type(pipe).__name__.replace("Pipeline", "Img2ImgPipeline"))(**pipe.components, **checker)
     size = {"guidance": 3.0, "height": 16, "width": 16}
-    mine, theirs = (x0_of(fs.from_diffusers(p, TWO, **size), [0, 1]) for p in (other, tiny_pipelines.build("sd").pipe))
+    mine, theirs = (x0_of(fs.from_diffusers(p, TWO, **size), [0, 1]) for p in (other, pipe))
     assert torch.equal(mine, theirs)
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import copy
 import importlib.util
+import inspect
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,9 +24,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from typer.testing import CliRunner
 
 import fewstep as fs
-from fewstep.diffusers import FewStepScheduler, check_pipeline, save_to_hub_folder
+from fewstep.cli import app
+from fewstep.diffusers import CANNOT, FewStepScheduler, check_pipeline, save_to_hub_folder
+from fewstep.ems import EMS, log_snr_grid
 from fewstep.noise import EDM, Discrete, Flow, NoiseSchedule
 from fewstep.tableau import Tableau
 from tests import tiny_pipelines
@@ -382,54 +389,65 @@ def test_tables_come_as_files_and_found_results(tmp_path: Path) -> None:
 
 
 CHILD = """
-import sys, torch, warnings
+import json, sys, torch, warnings
 warnings.filterwarnings("ignore")
-hub, saved, out = sys.argv[1:]
-sys.modules["fewstep"] = None  # as where it is not installed
-from diffusers import StableDiffusionPipeline
+trusting, importing, out = sys.argv[1:]
 
-def run(pipe):
-    pipe.set_progress_bar_config(disable=True)
+def run(code):
+    names = {}
+    exec(code, names)
+    names["pipe"].set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(0)
     options = dict(height=16, width=16, negative_prompt="blurry", guidance_scale=3.0, output_type="latent")
-    return pipe("a small red cat", num_inference_steps=5, generator=generator, **options).images
+    pictures = names["pipe"]("a small red cat", num_inference_steps=5, generator=generator, **options).images
+    return pictures, type(names["pipe"].scheduler).__module__
 
+sys.modules["fewstep"] = None  # as where it is not installed
 try:
-    StableDiffusionPipeline.from_pretrained(hub)
+    run(trusting.replace(", trust_remote_code=True", ""))
 except ValueError as error:
     assert "trust_remote_code" in str(error), error
 else:
     raise AssertionError("loaded code without being told to trust it")
-first = run(StableDiffusionPipeline.from_pretrained(hub, trust_remote_code=True))
+first, module = run(trusting)
+assert module.startswith("diffusers_modules"), module
 del sys.modules["fewstep"]
-import fewstep.diffusers
-pipe = StableDiffusionPipeline.from_pretrained(saved)
-assert type(pipe.scheduler) is fewstep.diffusers.FewStepScheduler
-torch.save([first, run(pipe)], out)
+second, module = run(importing.replace("my-pipeline", "saved"))
+assert module == "fewstep.diffusers", module
+torch.save([first, second], out)
 """
+FENCE = re.compile(r"^```\w+\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
 @pytest.mark.slow
-def test_pipelines_load_in_a_fresh_process_with_and_without_fewstep(tmp_path: Path) -> None:
-    tiny = tiny_pipelines.build("sd")
-    hub, saved = tmp_path / "hub", tmp_path / "saved"
-    table = dpmpp(5)
-    scheduler = scheduler_of(table, config=tiny.pipe.scheduler.config)
-    tiny.pipe.save_pretrained(hub)
-    written = save_to_hub_folder(table, hub)
-    assert {p.name for p in written} == {"fewstep_scheduler.py", "scheduler_config.json", "model_index.json"}
-    with tiny.scheduled(scheduler):
-        tiny.pipe.save_pretrained(saved)
+def test_pipelines_load_as_documented_with_and_without_fewstep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The four blocks of the page on diffusers, from saving to loading in a fresh process."""
+    page = (Path(__file__).parents[1] / "docs" / "diffusers.md").read_text("utf-8")
+    save, importing, export, trusting = FENCE.findall(page.partition("## Saving, and the Hub")[2])
+    monkeypatch.chdir(tmp_path)
+    tiny, table = tiny_pipelines.build("sd"), dpmpp(5)
+    table.save("schedule.json")
+    exec(save, {"pipe": tiny.pipe})
+    done = CliRunner().invoke(app, shlex.split(export)[1:])
+    assert done.exit_code == 0, done.output
+    assert {p.name for p in Path("my-pipeline/scheduler").iterdir()} == {
+        "fewstep_scheduler.py",
+        "scheduler_config.json",
+    }
+    with tiny.scheduled(scheduler_of(table, config=tiny.pipe.scheduler.config)):
+        exec(save.replace("my-pipeline", "saved"), {"pipe": tiny.pipe})
         want = tiny.run(5)
-    index = json.loads((saved / "model_index.json").read_text())
+    index = json.loads(Path("saved/model_index.json").read_text())
     assert index["scheduler"] == ["fewstep.diffusers", "FewStepScheduler"]
-    done = subprocess.run(
-        [sys.executable, "-c", CHILD, hub, saved, tmp_path / "out.pt"], capture_output=True, text=True, check=False,
+    child = subprocess.run(
+        [sys.executable, "-c", CHILD, trusting, importing, "out.pt"], capture_output=True, text=True, check=False,
         env=os.environ | {"HF_HOME": str(tmp_path / "home")},
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
-    for got in torch.load(tmp_path / "out.pt"):
+    assert child.returncode == 0, child.stderr[-2000:]
+    for got in torch.load("out.pt"):
         assert torch.equal(got, want)
+    again = FewStepScheduler.from_pretrained("my-pipeline", subfolder="scheduler")
+    assert again._table == scheduler_of(table)._table
 
 
 def test_hub_folder_of_a_scheduler_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -485,6 +503,42 @@ def test_tables_of_other_models_are_refused(make: Any, config: Any, message: str
         scheduler_of(make(), config=config)
 
 
+def statistics(*, of: str) -> EMS:
+    """Of no network: for each element, or the same for all."""
+    lams = log_snr_grid(SD, 20)
+    place = torch.arange(4, dtype=torch.float64).reshape(2, 2) if of == "elements" else torch.ones(())
+    at = torch.linspace(0, 1, 20, dtype=torch.float64).reshape(20, *[1] * place.ndim)
+    return EMS(lams, 0.9 - 0.5 * at + 0.1 * place, torch.sin(3 * at + place) / 2, 0.2 * torch.cos(2 * at - place))
+
+
+def test_weights_for_each_element_are_refused_and_those_for_all_run() -> None:
+    """DPM-Solver-v3: its statistics averaged over the elements make a table of numbers."""
+    times = fs.times.logsnr(SD, 5)
+    table = fs.solvers.dpm_solver_v3(times).tabulate(SD, statistics=statistics(of="elements"))
+    with pytest.raises(ValueError, match="each of 4 elements.*Average the statistics"):
+        scheduler_of(table)
+    mean = replace(fs.solvers.dpmpp_2m(times), afs="mean").tabulate(SD, mean=torch.full((2, 2), 0.3))
+    with pytest.raises(ValueError, match="each of 4 elements"):
+        scheduler_of(mean)
+    table = fs.solvers.dpm_solver_v3(times).tabulate(SD, statistics=statistics(of="all"))
+    assert any(row.shift for row in scheduler_of(table)._table.rows)
+    start = torch.linspace(-2, 2, 48, dtype=torch.float64).reshape(1, 3, 4, 4).cos()
+    denoiser = fs.from_callable(
+        curved, prediction="epsilon", noise=SD, shape=start.shape[1:], time="index", dtype=torch.float64, check=False
+    )
+    want = fs.sample(denoiser, table, start=start * table.sigma[0])
+    scheduler = scheduler_of(table)
+    scheduler.set_timesteps(table.nfe)
+    got = loop(scheduler, curved, start * scheduler.init_noise_sigma)
+    assert (got - want).abs().max() < 2e-6 * want.abs().max()
+    scheduler.set_timesteps(table.nfe)
+    scheduler.set_begin_index(2)  # without the statistics at hand: first order there
+    state = start
+    for t in scheduler.timesteps[2:]:
+        state = scheduler.step(curved(state, t), t, state, return_dict=False)[0]
+    assert state.isfinite().all() and scheduler.step_index == table.nfe
+
+
 def test_a_saved_table_is_refused_by_another_model() -> None:
     record = scheduler_of(dpmpp()).config["tableau"]
     for change, message in (
@@ -512,6 +566,37 @@ def test_pipelines_that_need_a_class_of_their_own_are_refused() -> None:
             impostor = type(name, (), {"scheduler": tiny.pipe.scheduler})()
             with pytest.raises(ValueError, match="Keep its own scheduler"):
                 check_pipeline(impostor)
+
+
+def lacking(pipeline: ast.ClassDef) -> set[str]:
+    """What a pipeline's code asks of its scheduler that ours does not have."""
+    known = {*dir(FewStepScheduler), "config", "timesteps", "sigmas", "alphas_cumprod", "init_noise_sigma",
+             "num_inference_steps", "_internal_dict"}  # fmt: skip
+    taken = set(inspect.signature(FewStepScheduler.step).parameters)
+    found: set[str] = set()
+    for node in ast.walk(pipeline):
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "self.scheduler":
+            found |= {node.attr} - known
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "self.scheduler.step":
+            found |= {f"step({word.arg}=)" for word in node.keywords if word.arg is not None} - {
+                f"step({name}=)" for name in taken
+            }
+    return found
+
+
+@pytest.mark.slow
+def test_every_pipeline_that_asks_for_more_is_refused_by_name() -> None:
+    """In the code of the installed diffusers; some of it is only reached with the pipeline's own scheduler."""
+    tokens = {"AmusedInpaintPipeline", "LLaDA2Pipeline", "DiffusionGemmaPipeline"}  # no states to add up
+    on_demand = {"ChronoEditPipeline"}  # with enable_temporal_reasoning only
+    unknown: dict[str, set[str]] = {}
+    for path in sorted((Path(diffusers.__file__).parent / "pipelines").rglob("pipeline_*.py")):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.ClassDef) and "Pipeline" in node.name and (asks := lacking(node)):
+                unknown[node.name] = asks
+    refused = {name for name in unknown if name.startswith(tuple(CANNOT))}
+    assert {"LTXConditionPipeline", "DDIMPipeline", "RePaintPipeline", "SanaWMPipeline"} <= refused
+    assert set(unknown) - refused == tokens | on_demand
 
 
 # ------------------------------------------------------------------------------------------------ hostile records

@@ -16,6 +16,7 @@ from torch import Tensor
 
 import fewstep as fs
 from fewstep.diffusers import FewStepScheduler, check_pipeline
+from fewstep.models import default_condition
 from fewstep.tableau import Tableau
 from tests import tiny_pipelines
 from tests.tiny_pipelines import TinyPipeline
@@ -142,9 +143,57 @@ def test_image_to_image_starts_in_the_middle_like_the_stock_scheduler(
     assert apart(mine, latents) < 1e-5
 
 
-def test_strength_says_how_many_calls() -> None:
-    tiny = tiny_pipelines.build("sd-img2img")
-    table = fs.from_sampler(stock(tiny, DPM), 6)
+FLOWS = ("sd3-img2img", "flux-img2img", "sd3-inpaint", "flux-inpaint")
+
+
+@pytest.mark.parametrize(
+    ("name", "strength"),
+    [
+        *((name, 0.6) for name in FLOWS),
+        *(pytest.param(n, s, marks=pytest.mark.slow) for n in FLOWS for s in (0.3, 1.0)),
+    ],
+)
+def test_flows_start_in_the_middle_and_keep_what_is_not_masked(name: str, strength: float) -> None:
+    """Image-to-image is noised once, by `scale_noise` at the first call; inpainting again after every step."""
+    tiny = tiny_pipelines.build(name)
+    host = stock(tiny, FLOW_EULER)
+    latents, table = run_and_trace(tiny, host, strength=strength)
+    scheduler = ours(host, table)
+    assert apart(tiny.run(STEPS, scheduler=scheduler, strength=strength), latents) < 1e-5
+    assert scheduler.step_index == STEPS and scheduler.begin_index == int(STEPS - STEPS * strength)
+    other = tiny.run(STEPS, scheduler=scheduler, strength=strength - 0.2)
+    assert apart(other, latents) > 1e-2
+
+
+@pytest.mark.parametrize("name", ["sd3-img2img", "flux-img2img"])
+def test_flows_start_at_the_noise_level_where_the_table_does(name: str) -> None:
+    """All calls are spent on the image: at strength 1 a table of three calls that begins at sigma 0.55 adds that noise,
+    in the pipeline as in the library's own loop.
+    """
+    tiny = tiny_pipelines.build(name)
+    levels = [0.55, 0.4, 0.2]
+    host = stock(tiny, FLOW_EULER, shift=1.0, use_dynamic_shifting=False)
+    latents, table = run_and_trace(tiny, host, strength=1.0, sigmas=levels)
+    scheduler = ours(host, table)
+    assert scheduler.sigmas[:-1].tolist() == pytest.approx(levels)
+    assert apart(tiny.run(3, scheduler=scheduler, strength=1.0), latents) < 1e-5
+    starts: list[Tensor] = []
+    noised = scheduler.scale_noise
+    scheduler.scale_noise = lambda *given: starts.append(noised(*given)) or starts[-1]  # type: ignore[method-assign]
+    latents = tiny.run(3, scheduler=scheduler, strength=1.0)
+    told = {k: tiny.inputs.get(k) for k in ("negative_prompt", "max_sequence_length")} | {"height": 16, "width": 16}
+    guidance = tiny.inputs["guidance_scale"]
+    model = fs.from_diffusers(tiny.pipe, [tiny.inputs["prompt"]], guidance=guidance, shift=1.0, **told)
+    mine = fs.sample(model, table, start=starts[0], condition=default_condition(model, [0]))
+    mine = tiny.pipe._pack_latents(mine, *mine.shape) if "flux" in name else mine
+    assert apart(mine, latents) < 1e-5
+
+
+@pytest.mark.parametrize(("name", "host"), [("sd-img2img", DPM), ("sd3-img2img", FLOW_EULER)])
+def test_strength_says_how_many_calls(name: str, host: str) -> None:
+    """Stable Diffusion's pipeline rounds `steps * strength` down, SD3's up."""
+    tiny = tiny_pipelines.build(name)
+    table = fs.from_sampler(stock(tiny, host), 6)
     scheduler = ours(tiny.pipe.scheduler, table)
     calls = 0
 
@@ -153,11 +202,22 @@ def test_strength_says_how_many_calls() -> None:
         calls += 1
 
     hook = tiny.network.register_forward_hook(count)
-    for wanted in (1, 3, 6):
+    for wanted in (1, 5):
         calls = 0
         tiny.run(6, scheduler=scheduler, strength=scheduler.strength(wanted))
         assert calls == wanted
     hook.remove()
+
+
+def test_strength_is_right_whichever_way_a_pipeline_rounds() -> None:
+    table = fs.solvers.ddim(torch.linspace(999, 0, 2)).tabulate(fs.noise.Discrete.linear())
+    scheduler = ours(diffusers.DDIMScheduler(), table)
+    assert scheduler.strength(2) == 1.0
+    for n in range(1, 22):
+        scheduler._table = scheduler._table._replace(rows=scheduler._table.rows[:1] * n)
+        for calls in range(1, n + 1):
+            strength = scheduler.strength(calls)
+            assert 0 < strength <= 1 and min(int(n * strength), n) == calls == n - int(max(n - n * strength, 0))
 
 
 # ----------------------------------------------------------------------------------------------------- inpainting

@@ -16,14 +16,14 @@ def test_runs_repeat_and_depend_on_seed_steps_and_condition(name: str) -> None:
     step = tiny.pipe.scheduler.step
     tiny.pipe.scheduler.step = lambda out, t, x, **kw: (shapes.append(tuple(x.shape)), step(out, t, x, **kw))[1]
     try:
-        first = tiny.run(3)
+        first = tiny.run(2)
     finally:
         del tiny.pipe.scheduler.step
     assert shapes[0] == tiny.shape
     assert first.isfinite().all() and first.std() > 0.1
-    assert torch.equal(first, tiny.run(3))
+    assert torch.equal(first, tiny.run(2))
     other = {"class_labels": [1]} if name == "dit" else {"prompt": "a photo of a dog"}
-    for changed in (tiny.run(3, seed=1), tiny.run(5), tiny.run(3, **other)):
+    for changed in (tiny.run(2, seed=1), tiny.run(3), tiny.run(2, **other)):
         assert (changed - first).abs().max() > 1e-4
 
 

@@ -158,6 +158,14 @@ def _stable_diffusion(pipeline: str = "StableDiffusionPipeline", *, channels: in
     )  # fmt: skip
 
 
+def _controlled() -> Any:
+    pipe = _stable_diffusion()
+    net = diffusers.ControlNetModel.from_unet(pipe.unet, conditioning_embedding_out_channels=(8, 16))  # half the size
+    for part in net.parameters():  # its last layers begin at zero
+        torch.nn.init.normal_(part, std=0.1)
+    return diffusers.StableDiffusionControlNetPipeline(**pipe.components, controlnet=net, requires_safety_checker=False)
+
+
 def _sdxl() -> Any:
     addition = {"addition_embed_type": "text_time", "addition_time_embed_dim": 8, "cross_attention_dim": 32}
     return diffusers.StableDiffusionXLPipeline(
@@ -168,21 +176,23 @@ def _sdxl() -> Any:
     )  # fmt: skip
 
 
-def _sd3() -> Any:
-    return diffusers.StableDiffusion3Pipeline(
+def _sd3(pipeline: str = "StableDiffusion3Pipeline", channels: int = 4) -> Any:
+    return getattr(diffusers, pipeline)(
         transformer=diffusers.SD3Transformer2DModel(
-            sample_size=8, patch_size=1, in_channels=4, out_channels=4, num_layers=1, attention_head_dim=8,
-            num_attention_heads=2, joint_attention_dim=32, caption_projection_dim=16, pooled_projection_dim=32,
+            sample_size=8, patch_size=1, in_channels=channels, out_channels=channels, num_layers=1,
+            attention_head_dim=8, num_attention_heads=2, joint_attention_dim=32, caption_projection_dim=16,
+            pooled_projection_dim=32,
         ),
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
-        vae=vae(shift_factor=0.06, scaling_factor=1.5), text_encoder=clip_text(True), tokenizer=clip_tokenizer(),
+        vae=vae(channels, shift_factor=0.06, scaling_factor=1.5), text_encoder=clip_text(True),
+        tokenizer=clip_tokenizer(),
         text_encoder_2=clip_text(True), tokenizer_2=clip_tokenizer(), text_encoder_3=t5_text(32),
         tokenizer_3=t5_tokenizer(),
     )  # fmt: skip
 
 
-def _flux() -> Any:
-    return diffusers.FluxPipeline(
+def _flux(pipeline: str = "FluxPipeline") -> Any:
+    return getattr(diffusers, pipeline)(
         transformer=diffusers.FluxTransformer2DModel(
             patch_size=1, in_channels=4, num_layers=1, num_single_layers=1, attention_head_dim=16,
             num_attention_heads=2, joint_attention_dim=16, pooled_projection_dim=16, axes_dims_rope=(4, 4, 8),
@@ -269,8 +279,16 @@ def mask() -> Tensor:
     return halves
 
 
-def _painted() -> dict[str, Any]:
-    return GUIDED | {"image": picture(), "mask_image": mask(), "strength": 1.0}
+SHORT = {"max_sequence_length": 16}
+FLUX = PROMPT | SQUARE | SHORT | {"guidance_scale": 3.5}
+
+
+def _redrawn() -> dict[str, Any]:
+    return {"image": picture(), "strength": 0.6}
+
+
+def _painted(strength: float = 1.0) -> dict[str, Any]:
+    return {"image": picture(), "mask_image": mask(), "strength": strength}
 
 
 Builder = tuple[Callable[[], Any], Callable[[], dict[str, Any]], tuple[int, ...]]
@@ -280,32 +298,39 @@ _FAMILIES: dict[str, Builder] = {
     "sd-v": (lambda: _stable_diffusion(prediction="v_prediction"), lambda: dict(GUIDED), (1, 4, 8, 8)),
     "sd-img2img": (
         lambda: _stable_diffusion("StableDiffusionImg2ImgPipeline"),
-        lambda: {k: v for k, v in GUIDED.items() if k not in SQUARE} | {"image": picture(), "strength": 0.6},
+        lambda: {k: v for k, v in GUIDED.items() if k not in SQUARE} | _redrawn(),
         (1, 4, 8, 8),
     ),
-    "sd-inpaint": (lambda: _stable_diffusion("StableDiffusionInpaintPipeline"), _painted, (1, 4, 8, 8)),
+    "sd-inpaint": (
+        lambda: _stable_diffusion("StableDiffusionInpaintPipeline"), lambda: GUIDED | _painted(), (1, 4, 8, 8),
+    ),
     "sd-inpaint-9": (
-        lambda: _stable_diffusion("StableDiffusionInpaintPipeline", channels=9), _painted, (1, 4, 8, 8),
+        lambda: _stable_diffusion("StableDiffusionInpaintPipeline", channels=9), lambda: GUIDED | _painted(),
+        (1, 4, 8, 8),
     ),
     "sdxl": (_sdxl, lambda: dict(GUIDED), (1, 4, 8, 8)),
-    "sd3": (_sd3, lambda: GUIDED | {"max_sequence_length": 16}, (1, 4, 8, 8)),
-    "flux": (_flux, lambda: PROMPT | SQUARE | {"guidance_scale": 3.5, "max_sequence_length": 16}, (1, 16, 4)),
+    "sd-controlnet": (_controlled, lambda: GUIDED | {"image": picture()}, (1, 4, 8, 8)),
+    "sd3": (_sd3, lambda: GUIDED | SHORT, (1, 4, 8, 8)),
+    "sd3-img2img": (lambda: _sd3("StableDiffusion3Img2ImgPipeline"), lambda: GUIDED | SHORT | _redrawn(), (1, 4, 8, 8)),
+    "sd3-inpaint": (  # keeps what is not masked where its network has 16 channels
+        lambda: _sd3("StableDiffusion3InpaintPipeline", 16), lambda: GUIDED | SHORT | _painted(0.6), (1, 16, 8, 8),
+    ),
+    "flux": (_flux, lambda: dict(FLUX), (1, 16, 4)),
+    "flux-img2img": (lambda: _flux("FluxImg2ImgPipeline"), lambda: FLUX | _redrawn(), (1, 16, 4)),
+    "flux-inpaint": (lambda: _flux("FluxInpaintPipeline"), lambda: FLUX | _painted(0.6), (1, 16, 4)),
     "pixart": (
         _pixart,
-        lambda: GUIDED | {"use_resolution_binning": False, "clean_caption": False, "max_sequence_length": 16},
+        lambda: GUIDED | SHORT | {"use_resolution_binning": False, "clean_caption": False},
         (1, 4, 8, 8),
     ),
     "dit": (_dit, lambda: {"class_labels": [207], "guidance_scale": 3.0, "output_type": "np"}, (2, 4, 8, 8)),
-    "wan": (_wan, lambda: GUIDED | {"height": 64, "width": 64, "num_frames": 5, "max_sequence_length": 16},
-            (1, 16, 2, 8, 8)),
+    "wan": (_wan, lambda: GUIDED | SHORT | {"height": 64, "width": 64, "num_frames": 5}, (1, 16, 2, 8, 8)),
     "wan-2.2": (
         lambda: _wan(experts=2),
-        lambda: GUIDED | {"height": 64, "width": 64, "num_frames": 5, "max_sequence_length": 16,
-                          "guidance_scale_2": 2.0},
+        lambda: GUIDED | SHORT | {"height": 64, "width": 64, "num_frames": 5, "guidance_scale_2": 2.0},
         (1, 16, 2, 8, 8),
     ),
-    "ltx": (_ltx, lambda: GUIDED | {"height": 32, "width": 32, "num_frames": 9, "max_sequence_length": 16},
-            (1, 192, 8)),
+    "ltx": (_ltx, lambda: GUIDED | SHORT | {"height": 32, "width": 32, "num_frames": 9}, (1, 192, 8)),
 }  # fmt: skip
 NAMES = tuple(_FAMILIES)
 

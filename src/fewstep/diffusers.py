@@ -42,6 +42,15 @@ CANNOT: Mapping[str, str] = {
     "TextToVideoZero": "it moves between times by the scheduler's betas",
     "ScoreSdeVe": "it calls step_pred and step_correct",
     "AudioDiffusion": "it inverts audio by DDIM's formulas",
+    "DDIMPipeline": "it passes DDIM's eta; DDPMPipeline takes the same network and any scheduler",
+    "RePaint": "it steps back into the noise by its own scheduler",
+    "KarrasVe": "it draws its noise by its own scheduler",
+    "UnCLIP": "its steps are told the time before",
+    "KandinskyPrior": "its steps are told the time before",
+    "KandinskyV22Prior": "its steps are told the time before",
+    "LTXCondition": "every token has a time of its own, and no table does",
+    "SanaWM": "every token has a time of its own, and no table does",
+    "HeliosPyramid": "it changes the resolution on the way, by its own scheduler's levels",
 }
 """Pipelines that need a scheduler class of their own, by the beginning of their names, and why."""
 

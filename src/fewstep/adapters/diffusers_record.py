@@ -135,7 +135,8 @@ def config_of(item: Any) -> dict[str, Any]:
         return {"shift": noise.shift, "num_train_timesteps": 1000}
     if not isinstance(noise, Discrete):
         raise ArgumentError(
-            f"{noise!r} is not the noise schedule of a diffusers network: give config= of its scheduler"
+            f"{noise!r} is not the noise schedule of a diffusers network: write into the folder of its pipeline, or "
+            "give config= of its scheduler"
         )
     known = {"num_train_timesteps": len(noise.alphas_cumprod)}
     if noise.recipe is not None and noise.recipe[0] != "cosine":

@@ -59,10 +59,14 @@ def _require_plain(table: Tableau) -> None:
             "this table has guidance inside (two output channels), and a pipeline guides before the scheduler: "
             "make a table of the guided network"
         )
-    if any(m.ndim > 2 for m in (table.A, table.B, table.C, table.K)) or any(c.numel() > 1 for c in table.constants):
+    elements = max(m[0, 0].numel() for m in (table.A, table.B, table.C, table.K) if m.numel())
+    elements = max(elements, *(c.numel() for c in table.constants), 1)
+    if elements > 1:
         raise ArgumentError(
-            "this table has weights or constants for each element (DPM-Solver-v3's statistics, a mean image), which do "
-            "not fit into a scheduler's configuration: choose another solver, or run it by fewstep.sample"
+            f"this table has weights or constants for each of {elements} elements (DPM-Solver-v3's statistics, a mean "
+            "image): a scheduler keeps its table in its configuration, a text, and runs at any resolution. Average the "
+            "statistics over the elements, choose another solver, or run it by fewstep.sample on "
+            "fewstep.from_diffusers(pipe, ...)"
         )
     if not any(table.evaluated):
         raise TableauError("this table never calls the network: there is nothing for a pipeline to run")

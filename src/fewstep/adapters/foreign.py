@@ -118,6 +118,16 @@ def scheduler_of(name: str, config: Mapping[str, Any]) -> Any:
     return _scheduler_class(name).from_config(dict(config))
 
 
+def pipeline_code(name: str) -> str:
+    """The code of a pipeline's call; "" for a class that diffusers does not have, or cannot import here."""
+    import diffusers
+
+    try:
+        return inspect.getsource(getattr(diffusers, name).__call__)
+    except (AttributeError, ImportError, RuntimeError, OSError, TypeError):
+        return ""
+
+
 def pipeline_of(place: str | Path) -> str:
     """Class of the pipeline whose folder this is, or whose scheduler's; "" where there is none."""
     path = Path(place)

@@ -22,16 +22,20 @@ def doctor(
     mu: Annotated[
         float, typer.Option(help="Dynamic shifting: the exponent for your resolution (Flux: 0.5 to 1.15).")
     ] = 1.15,
+    compiling: Annotated[
+        bool, typer.Option("--compile", help="Also count the graphs of torch.compile(scheduler.step); takes seconds.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Examine a diffusers scheduler: known traps, with their sizes on your configuration, and what to do.
 
     Shifts that are applied twice, times rounded for the network but not for the solver, repeated times, noise that
-    stays, a scheduler of the wrong family, and more. Only the configuration is read; no weights are loaded.
+    stays, a step too many, waits for the device, a scheduler of the wrong family, and more. Only the configuration is
+    read; no weights are loaded.
     """
     from fewstep.doctor import examine
 
-    report = examine(place, steps, mu=mu)
+    report = examine(place, steps, mu=mu, compiling=compiling)
     show(report.to_dict(), str(report), as_json=as_json)
 
 

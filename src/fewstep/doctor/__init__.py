@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fewstep.doctor import flow, general, vp
+from fewstep.doctor import flow, general, loop, vp
 from fewstep.doctor.patient import Check, Finding, Patient, admitted
 
-CHECKS: tuple[Check, ...] = (*flow.CHECKS, *vp.CHECKS, *general.CHECKS)
+CHECKS: tuple[Check, ...] = (*flow.CHECKS, *vp.CHECKS, *loop.CHECKS, *general.CHECKS)
 
 __all__ = ["CHECKS", "Finding", "Patient", "Report", "examine"]
 
@@ -47,7 +47,9 @@ class Report:
         return "\n".join(lines)
 
 
-def examine(place: str | Path | Mapping[str, Any], steps: int = 8, *, mu: float = 1.15) -> Report:
+def examine(
+    place: str | Path | Mapping[str, Any], steps: int = 8, *, mu: float = 1.15, compiling: bool = False
+) -> Report:
     """Run every check.
 
     Args:
@@ -55,11 +57,12 @@ def examine(place: str | Path | Mapping[str, Any], steps: int = 8, *, mu: float 
         steps: network calls that the user asks for.
         mu: what a pipeline with dynamic shifting computes from the resolution (0.5 for 256 tokens and 1.15 for 4096
             with Flux's configuration).
+        compiling: whether to compile the step too, which takes some seconds.
 
     Raises:
         ArgumentError: nothing readable there, or a scheduler that diffusers does not have.
     """
-    patient = admitted(place, steps, mu)
+    patient = admitted(place, steps, mu, compiling)
     found = [finding for check in CHECKS if (finding := check(patient)) is not None]
     found.sort(key=lambda finding: finding.severity != "trap")
     return Report(patient.name, patient.pipeline, steps, tuple(found))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+from typing import Any
+
 import numpy as np
 
-from fewstep.doctor.patient import Finding, Patient, as_numbers, shown
+from fewstep.doctor.patient import Finding, Patient, as_numbers, quiet, shown
 
 PROBE = (1.0, 0.8, 0.5, 0.2)
 
@@ -46,6 +49,38 @@ def custom_sigmas_shifted(p: Patient) -> Finding | None:
         f"give the levels before the shift, s / (shift - (shift - 1) s): {shown(back)} runs {list(PROBE)}; "
         "fewstep export does it",
         {"given": list(PROBE), "runs": shown(used), "unshifted": shown(back), "largest": gap, "shift": p.shift},
+    )
+
+
+def handed_sigmas(p: Patient) -> Finding | None:
+    """Levels that the pipeline passes in every call, in place of the scheduler's own."""
+    if not p.is_flow or not p.pipeline or not p.hands_sigmas:
+        return None
+    handed = np.linspace(1, 1 / p.steps, p.steps)
+    said = f"{p.pipeline} passes sigmas={shown(handed)} whenever its user gives none"
+    given: dict[str, Any] = {"mu": p.mu} if p.dynamic and p.takes("mu") else {}
+    if not p.takes("sigmas"):
+        return Finding(
+            "handed-sigmas", "trap", f"{said}, and {p.name} takes none: every call ends in a ValueError",
+            "take a scheduler with sigmas= in set_timesteps: FlowMatchEuler, UniPC with use_flow_sigmas, or a "
+            "FewStepScheduler", {"raises": "ValueError"},
+        )  # fmt: skip
+    alone = copy.deepcopy(p.scheduler)
+    with quiet():
+        alone.set_timesteps(p.steps, **given)
+    own, used = as_numbers(alone.sigmas), p.levels(sigmas=handed)
+    gap = float(np.abs(own - used).max())
+    if gap < 1e-4:
+        return None
+    falling = bool((np.diff(used) < 0).all())
+    wrong = "" if falling else ". They rise, which is no way from noise to data"
+    return Finding(
+        "handed-sigmas",
+        "note" if falling else "trap",
+        f"{said}: the scheduler runs {shown(used)} instead of its own {shown(own)}, up to {gap:.3f} away{wrong}",
+        "its own spacing does not act here: give sigmas yourself, or change its shift"
+        + ("" if falling else " (and take use_karras_sigmas and its like away)"),
+        {"handed": shown(handed), "runs": shown(used), "own": shown(own), "largest": gap, "falling": falling},
     )
 
 
@@ -133,5 +168,6 @@ def mutated_config(p: Patient) -> Finding | None:
 
 
 CHECKS = (
-    double_shift, custom_sigmas_shifted, timesteps_beside_sigmas, integer_times, refused_inputs, mutated_config,
+    double_shift, custom_sigmas_shifted, handed_sigmas, timesteps_beside_sigmas, integer_times, refused_inputs,
+    mutated_config,
 )  # fmt: skip

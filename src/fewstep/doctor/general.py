@@ -1,4 +1,4 @@
-"""What concerns any scheduler: the wrong family, image-to-image, what it takes, what compilers make of it."""
+"""What concerns any scheduler: the wrong family, image-to-image, what it takes."""
 
 from __future__ import annotations
 
@@ -20,22 +20,29 @@ def wrong_family(p: Patient) -> Finding | None:
         )  # fmt: skip
     if p.is_flow or not (foreign or flow_pipeline):
         return None
+    start = float(getattr(p.ready(), "init_noise_sigma", 1.0))
     why = f"{p.pipeline} is a flow model" if flow_pipeline else f"the configuration has {', '.join(foreign)}"
     return Finding(
         "wrong-family",
         "trap",
         f"{p.name} is for networks in variance-preserving noise, predicting {p.get('prediction_type', 'epsilon')}, and "
-        f"{why}: it runs, without an error, and makes garbage",
+        f"{why}: it runs, without an error, and makes garbage (states begin {start:.4g} large, a flow's at 1)",
         "take a FlowMatch scheduler, or UniPC or DPM-Solver++ with use_flow_sigmas=True, "
         'prediction_type="flow_prediction" and flow_shift',
-        {"foreign": foreign, "pipeline": p.pipeline, "prediction": p.get("prediction_type", "epsilon")},
+        {
+            "foreign": foreign,
+            "pipeline": p.pipeline,
+            "prediction": p.get("prediction_type", "epsilon"),
+            "start": start,
+        },
     )
 
 
 def image_to_image(p: Patient) -> Finding | None:
-    """`int(steps * strength)` network calls, sometimes none."""
+    """`steps * strength` network calls in whole numbers, sometimes none."""
     order = int(getattr(p.scheduler, "order", 1))
-    counts = {s: min(int(p.steps * s), p.steps) for s in STRENGTHS}
+    up = p.is_flow and not p.pipeline.startswith("Wan")  # SD3, Flux, Qwen-Image, Chroma, Sana
+    counts = {s: p.steps - int(p.steps - p.steps * s) if up else int(p.steps * s) for s in STRENGTHS}
     if p.steps > 20:
         return None
     said = ", ".join(f"{n} at strength {s:g}" for s, n in counts.items())
@@ -43,10 +50,10 @@ def image_to_image(p: Patient) -> Finding | None:
     return Finding(
         "image-to-image",
         "note",
-        f"of {p.steps} steps image-to-image runs int(steps x strength): {said}{empty}"
+        f"of {p.steps} steps image-to-image runs steps x strength, rounded {'up' if up else 'down'}: {said}{empty}"
         + (f"; times {order} calls each" if order > 1 else ""),
         "search a schedule for that start (fewstep optimize --strength) instead of cutting one short",
-        {"steps": {str(s): n for s, n in counts.items()}, "calls_per_step": order},
+        {"steps": {str(s): n for s, n in counts.items()}, "calls_per_step": order, "rounded": "up" if up else "down"},
     )
 
 
@@ -67,18 +74,4 @@ def accepted(p: Patient) -> Finding | None:
     )
 
 
-def compiled_step(p: Patient) -> Finding | None:
-    """Known of all schedulers, not measured here."""
-    if p.steps <= 1:
-        return None
-    return Finding(
-        "compiled-step",
-        "note",
-        f"torch.compile(scheduler.step) would trace {p.steps} graphs for {p.steps} steps, for step_index is a Python "
-        "number (not measured here)",
-        "compile the whole loop, or the network alone",
-        {"graphs": p.steps, "measured": False},
-    )
-
-
-CHECKS = (wrong_family, image_to_image, accepted, compiled_step)
+CHECKS = (wrong_family, image_to_image, accepted)

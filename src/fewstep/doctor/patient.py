@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from fewstep.adapters import diffusers as adapter
-from fewstep.adapters.foreign import pipeline_of, read_config, scheduler_of
+from fewstep.adapters.foreign import pipeline_code, pipeline_of, read_config, scheduler_of
 from fewstep.errors import ArgumentError
 
 Numbers = np.ndarray[Any, np.dtype[np.float64]]
@@ -27,6 +27,8 @@ FLOW_PIPELINES = (
     "StableDiffusion3", "Flux", "Wan", "QwenImage", "LTX", "HunyuanVideo", "Sana", "Lumina2", "AuraFlow", "Mochi",
     "Chroma", "HiDream", "Cosmos", "Bria", "Ovis", "ZImage", "Krea2",
 )  # fmt: skip
+HANDED = ("sigmas = np.linspace(1", "sigmas = torch.linspace(1")
+"""How the code of pipelines spells the list that it passes to the scheduler."""
 UNSCALED_PIPELINES = ("DDPMPipeline", "DDIMPipeline")
 """These never call scale_model_input."""
 
@@ -59,16 +61,18 @@ class Patient:
     """A scheduler as its user runs it.
 
     Attributes:
-        scheduler: made of the configuration; never stepped.
+        scheduler: made of the configuration; checks run copies of it.
         steps: network calls that the user asks for.
         pipeline: class of the pipeline, "" where only the scheduler is known.
         mu: exponent of the dynamic shift.
+        compiling: whether to measure what takes seconds.
     """
 
     scheduler: Any
     steps: int
     pipeline: str = ""
     mu: float = 1.15
+    compiling: bool = False
 
     @property
     def name(self) -> str:
@@ -98,6 +102,13 @@ class Patient:
     def dynamic(self) -> bool:
         """Whether the pipeline computes a shift from the resolution."""
         return bool(self.get("use_dynamic_shifting"))
+
+    @property
+    def hands_sigmas(self) -> bool:
+        """Whether the pipeline passes `linspace(1, 1/n, n)` as sigmas when its user gives none."""
+        code = pipeline_code(self.pipeline)
+        dropped = "use_flow_sigmas" in code and bool(self.get("use_flow_sigmas"))  # by Flux, Flux.2 and Ovis
+        return not dropped and any(text in code for text in HANDED)
 
     @property
     def shift(self) -> float:
@@ -166,7 +177,7 @@ def quiet() -> Generator[None]:
         logger.setLevel(before)
 
 
-def admitted(place: str | Path | Mapping[str, Any], steps: int, mu: float) -> Patient:
+def admitted(place: str | Path | Mapping[str, Any], steps: int, mu: float = 1.15, compiling: bool = False) -> Patient:
     """The patient of a scheduler_config.json, its folder, a pipeline's folder, or a configuration.
 
     Raises:
@@ -182,4 +193,4 @@ def admitted(place: str | Path | Mapping[str, Any], steps: int, mu: float) -> Pa
     if not isinstance(name, str):
         raise ArgumentError("the configuration names no scheduler (_class_name): give a scheduler_config.json")
     with quiet():
-        return Patient(scheduler_of(name, config), steps, pipeline, mu)
+        return Patient(scheduler_of(name, config), steps, pipeline, mu, compiling)

@@ -6,6 +6,7 @@ image, and rows are small enough to keep.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -108,6 +109,7 @@ class Scorer:
         if key not in self._stores:
             judged = [judge.digest for judge in self.judges]
 
+            @functools.cache  # asked at reading and writing; conditions of a text encoder are megabytes
             def name(seeds: range) -> str:
                 init = () if self._init is None else (self._init(seeds),)
                 return "rows-" + digest(

@@ -433,7 +433,14 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
 
     def strength(self, calls: int) -> float:
         """The `strength` with which an image-to-image pipeline makes this many of the table's calls."""
-        return min(1.0, (calls + 0.5) / len(self._table.rows))
+        n = len(self._table.rows)
+        calls = min(calls, n)
+        near = calls / n
+        # Stable Diffusion's pipelines round n * strength down, SD3's, Flux's and Qwen's up; Wan is a flow and down.
+        for strength in (near, math.nextafter(near, 2), math.nextafter(near, 0)):
+            if int(n * strength) == calls == n - int(n - n * strength):
+                return strength
+        return (calls - 0.5 if self._family == "flow" else calls + 0.5) / n  # never up to 21 calls
 
     def scale_model_input(self, sample: torch.Tensor, timestep: Any = None) -> torch.Tensor:
         """The sample itself: states are kept as the network takes them."""

@@ -6,6 +6,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -112,9 +113,9 @@ class Family(ABC):
         """Of the network."""
         return next(iter(self.networks().values())).dtype
 
-    @property
+    @cached_property
     def device(self) -> torch.device:
-        """Where the pipeline computes, wherever its weights rest meanwhile."""
+        """Where the pipeline computes, wherever its weights rest meanwhile; asked once, since it takes a while."""
         return torch.device(self.pipe._execution_device)
 
     def _size(self, ask: Ask) -> tuple[int, int, int | None]:

@@ -45,7 +45,8 @@ class Latent:
 
     def condition_of(self, seeds: Sequence[int]) -> Leaves:
         """The prompts in turn: seed s has prompt s modulo their number."""
-        rows = torch.tensor([int(seed) % self.prompts for seed in seeds], device="cpu")
+        prompts = self.prompts
+        rows = torch.tensor([int(seed) % prompts for seed in seeds], device="cpu")
         return {name: leaf[rows].to(self.family.device) for name, leaf in self.leaves.items()}
 
     @torch.no_grad()
@@ -72,8 +73,8 @@ def _module(module: Any) -> dict[str, Any]:
     """Weights, configuration and low-rank adapters of one module."""
     config = module.config if isinstance(module.config, Mapping) else module.config.to_dict()
     plain = {k: v for k, v in config.items() if not k.startswith("_") and k not in SAVING}
-    weights = module.state_dict()
-    # What rests elsewhere (offloaded layer by layer) has no numbers here; its names and shapes still count.
+    weights = _weights(module)
+    # What nobody can say where it rests has no numbers here; its names and shapes still count.
     there = {name: value for name, value in weights.items() if value.device.type != "meta"}
     absent = sorted((name, tuple(value.shape)) for name, value in weights.items() if value.device.type == "meta")
     return {
@@ -81,6 +82,18 @@ def _module(module: Any) -> dict[str, Any]:
         "weights": parameters_digest(there) + (fingerprint_of(absent) if absent else ""),
         "adapters": adapters_of(module),
     }
+
+
+def _weights(module: Any) -> Mapping[str, Tensor]:
+    """The state, also of a module whose layers are offloaded one by one (accelerate's hooks know where they rest)."""
+    weights = dict(module.state_dict())
+    if any(value.device.type == "meta" for value in weights.values()) and any(
+        hasattr(part, "_hf_hook") for part in module.modules()
+    ):
+        from accelerate.utils.modeling import get_state_dict_offloaded_model
+
+        weights |= get_state_dict_offloaded_model(module)
+    return weights
 
 
 def adapters_of(module: Any) -> dict[str, Any]:

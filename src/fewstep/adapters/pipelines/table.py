@@ -14,10 +14,12 @@ FAMILIES: dict[str, type[Family]] = {
     "StableDiffusionImg2ImgPipeline": StableDiffusion,
     "StableDiffusionXLPipeline": StableDiffusionXL,
     "StableDiffusion3Pipeline": StableDiffusion3,
+    "StableDiffusion3Img2ImgPipeline": StableDiffusion3,
     "PixArtAlphaPipeline": PixArt,
     "PixArtSigmaPipeline": PixArt,
     "DiTPipeline": DiT,
     "FluxPipeline": Flux,
+    "FluxImg2ImgPipeline": Flux,
     "WanPipeline": Wan,
     "LTXPipeline": LTX,
 }
