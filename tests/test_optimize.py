@@ -507,7 +507,7 @@ def test_bad_arguments_are_refused_before_any_work(options: dict, said: str) -> 
 
 
 def test_the_budget_that_a_refusal_names_is_enough() -> None:
-    for method in ("auto", "grids", "ays", "dmn"):
+    for method in ("auto", "grids", "ays", "dmn", "joint"):
         for made, taught in product((False, True), repeat=2):
             with pytest.raises(ArgumentError) as refused:
                 plan(100, nfe=7, parts=PARTS[method], made=made, taught=taught)

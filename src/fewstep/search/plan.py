@@ -153,9 +153,7 @@ def plan(
     counts, rooms, guesses, fresh = shape.fill(rest, selection, fewest, parts.least)
     if rooms[0] < 8:
         why = ", or give data=, which the teacher has to make otherwise" if made else ""
-        enough = _enough(nfe, batch_cost, teacher, klub, made, taught) * (
-            6 if parts.auto else 2 if parts.learned else 1
-        )
+        enough = _enough(nfe, batch_cost, teacher, klub, made, taught) * parts.dearer
         enough += checked + 2 * stages["trajectories"]
         raise ArgumentError(
             f"max_calls={max_calls} is too small a budget at {nfe} calls per sample: the search needs about {enough}; "
