@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from benchmarks.s3 import RESULTS, read
-from benchmarks.s3_page import TITLES, table, written
+from benchmarks.s3_page import TITLES, first, table, written
 
 TEACHERS = RESULTS.parent / "ays" / "teachers.jsonl"
 TEACHER = "SDE teacher, 5000"
@@ -30,7 +30,7 @@ def section() -> str:
             objective_table(objective),
         ]
     if runs:
-        parts += ["### Searches by 256 images\n", runs_table(runs, fresh)]
+        parts += ["### Searches by 256 images\n", runs_table(runs, fresh), reached(runs)]
     if few:
         parts += [
             "### The same by 128 images, which are too few\n",
@@ -85,6 +85,20 @@ def runs_table(runs: list[Line], fresh: dict[str, Line]) -> str:
         "step ends, basis and order, as above.\n\n"
     )
     return note + table(head, rows)
+
+
+def reached(runs: list[Line]) -> str:
+    """After how many evaluations S³ was as good as the evolution at its end, where both were run with one seed."""
+    lines: list[str] = []
+    by = {(r["method"], r["nfe"], r["seed"], r["budget"]): r for r in runs}
+    for (method, nfe, seed, budget), run in sorted(by.items(), key=lambda item: item[0][1:]):
+        other = by.get(("evolution", nfe, seed, budget))
+        if method == "s3" and other is not None:
+            wanted = other["curve"][-1][1]
+            count = first(run["curve"], wanted)
+            said = f"after {count} of {budget} evaluations" if count < float("inf") else "nowhere"
+            lines.append(f"- {nfe} calls, seed {seed}: S³ reaches the evolution's last score ({wanted:.4f}) {said}.")
+    return "\n".join([*lines, ""]) if lines else ""
 
 
 def told(winner: Line, fresh: dict[str, Line], floor: float) -> list[str]:
