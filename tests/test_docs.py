@@ -20,7 +20,9 @@ FENCE = re.compile(r"^```(\w+)[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)#\s]+)(?:#[^)]*)?\)")
 # What a page shows in minutes, a test runs in seconds; nothing else is changed.
 SHORTER = {
-    'nfe=6, method="auto", minutes=5': 'nfe=2, method="auto", max_calls=6_500, calibration=fs.CalibrationSeeds(16)',
+    'nfe=6, method="auto", minutes=5': (
+        'nfe=2, method="auto", max_calls=7_500, teacher_calls=8, calibration=fs.CalibrationSeeds(16)'
+    ),
     'nfe=6, method="auto", minutes=1': 'nfe=2, method="auto", max_calls=21_500',
     "seeds=range(64)": "seeds=range(8)",
     '"mnist", nfes=range(4, 11), budget=400': '"problem:gaussian", nfes=[3], budget=24, images=[16]',

@@ -127,7 +127,7 @@ def optimize_many(
     folder = None if out is None else Path(out)
     cache = cache if cache is not None else None if folder is None else folder / ".cache"
     ground = prepared(model, method, cache=cache, **options)
-    solvers = solvers or default_solver(method)
+    solvers = default_solver(method) if solvers is None else solvers
     asked = [solvers] if isinstance(solvers, str) or callable(solvers) else list(solvers)
     pairs, skipped = _pairs(ground, asked, nfes)
     run = _Run(ground, pairs, Ledger(ground.model), folder)

@@ -129,7 +129,7 @@ def optimize(
     )  # fmt: skip
     if given is not None:
         entered(ground.window, given, nfe)
-    made = sources(ground.window, solver or default_solver(method), nfe)
+    made = sources(ground.window, default_solver(method) if solver is None else solver, nfe)
     ground.require_grid(max(source.steps for source in made))
     work = Work(ground, nfe, made, folder, Ledger(ground.model), given=given)
     return finished(work, minutes, max_calls)
