@@ -69,12 +69,11 @@ def analytic(arguments: argparse.Namespace) -> int:
     return left
 
 
-def network(arguments: argparse.Namespace | None = None) -> tuple[Denoiser, Judge]:
-    """The digit network and what judges it; with --bfloat16 its U-Net in half the bits, twice as fast."""
+def network() -> tuple[Denoiser, Judge]:
+    """The digit network, as fast as the machine computes it, and what judges it."""
     judge = models.judge(MODEL)
     assert judge is not None
-    model = models.load(MODEL)
-    return (cells.quick(model) if arguments is not None and arguments.bfloat16 else model), judge
+    return cells.quick(models.load(MODEL)), judge
 
 
 def screen_cells(model: Denoiser) -> list[Cell]:
@@ -94,7 +93,7 @@ def screen_jobs(model: Denoiser, judge: Judge, images: int) -> list[Job]:
 
 def screen(arguments: argparse.Namespace) -> int:
     """Run the screen."""
-    model, judge = network(arguments)
+    model, judge = network()
     return work(
         screen_jobs(model, judge, arguments.screen_images), store(arguments, "screen"), Deadline(arguments.minutes)
     )
@@ -185,13 +184,13 @@ def final_jobs(model: Denoiser, judge: Judge, arguments: argparse.Namespace) -> 
 
 def final(arguments: argparse.Namespace) -> int:
     """Run the final."""
-    model, judge = network(arguments)
+    model, judge = network()
     return work(final_jobs(model, judge, arguments), store(arguments, "final"), Deadline(arguments.minutes))
 
 
 def report(arguments: argparse.Namespace) -> int:
     """Write the documentation's tables from the scores that are there."""
-    model, judge = network(arguments)
+    model, judge = network()
     scores = tables.Scores(
         problems=list(analytic_jobs()),
         analytic=store(arguments, "analytic"),
@@ -223,10 +222,6 @@ def main() -> None:
     phases = {f.__name__: f for f in (analytic, screen, optimise, final, report)}
     parser.add_argument("phase", choices=list(phases))
     parser.add_argument("--minutes", type=float, help="begin no new cell after that many minutes")
-    parser.add_argument(
-        "--bfloat16", action="store_true",
-        help="compute the digit network's U-Net in bfloat16, compiled: twice as fast where the processor can",
-    )  # fmt: skip
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--screen-images", type=int, default=cells.SCREEN_IMAGES)
     parser.add_argument("--images", type=int, default=cells.FINAL_IMAGES, help="per seed set of the final")
