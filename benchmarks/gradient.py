@@ -16,7 +16,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ import torch
 from fewstep import inputs, models, solvers, times
 from fewstep.errors import ArgumentError
 from fewstep.judging import report_judges, selection_judge
-from fewstep.learning import PARALLEL, WHOLE_BATCH
+from fewstep.learning import PARALLEL, batched
 from fewstep.randomness import CalibrationSeeds, ReportSeeds, SelectionSeeds
 from fewstep.search.cache import Cache
 from fewstep.search.gradient.learn import Learner
@@ -110,8 +110,6 @@ class Bench:
             n, solver = steps_of(row.nfe, PARALLEL[row.method], to_zero=True), "ddim"
         elif row.method in ("dyweight", "dc") or (row.method == "neural-solver" and solver in ("ipndm", "unipc")):
             solver = recipe.solver
-        if row.loss in ("frechet", "kernel"):
-            recipe = replace(recipe, batch=WHOLE_BATCH)
         return Start.of(solvers.get(solver)(times.NAMES[grid](noise, n)), noise), recipe
 
     def make(self, row: Row) -> dict[str, Any]:
@@ -130,7 +128,9 @@ class Bench:
             }  # fmt: skip
         lowered = objective(recipe.loss if row.loss == "auto" else row.loss, **known)
         before, began = self.net.evaluations, time.process_time()
-        found = learner(start, recipe, lowered, iterations=min(row.updates, recipe.iterations), seed=row.seed)
+        found = learner(
+            start, batched(recipe, lowered), lowered, iterations=min(row.updates, recipe.iterations), seed=row.seed
+        )
         calls, seconds = self.net.evaluations - before, time.process_time() - began
         count = len(self.report)
         return vars(row) | {
@@ -163,7 +163,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--starts", nargs="+", default=["dpmpp_2m:logsnr"], help="SOLVER:TIMES")
     parser.add_argument("--methods", nargs="+", default=list(RECIPES), choices=list(RECIPES))
     parser.add_argument("--losses", nargs="+", default=["auto"])
-    parser.add_argument("--judges", nargs="+", default=["teacher"], choices=["teacher", "frechet"])
+    parser.add_argument(
+        "--judges", nargs="+", default=["teacher"], choices=["teacher", "frechet", "matched", "faithful"]
+    )
     parser.add_argument("--pairs", type=int, default=256)
     parser.add_argument("--updates", type=int, default=200)
     parser.add_argument("--selection", type=int, default=256, help="selection seeds")

@@ -114,9 +114,10 @@ class Evaluator:
         model: `mnist`, `problem:NAME`, `diffusers:PATH_OR_ID?prompts=FILE` or `python:MODULE:FACTORY`.
         objective: what selects, lower is better: `controlled` (Fréchet distance to the data, a teacher's samples of the
             same noise as control variates), `frechet` (the plain one), `matched` (distance as a set to the
-            teacher's samples of the same noise), `teacher` (RMS distance to these, one by one), or
-            `python:MODULE:FUNCTION`, a function `images [B, *shape] -> [B]`. `auto` is controlled where features of the
-            data are known and there are four images for each, frechet where there are fewer, else matched.
+            teacher's samples of the same noise), `faithful` (that of features and of the samples themselves), `teacher`
+            (RMS distance to these, one by one), or `python:MODULE:FUNCTION`, a function `images [B, *shape] -> [B]`.
+            `auto` is controlled where features of the data are known and there are four images for each, frechet where
+            there are fewer, else matched.
         images, fewest: the most and the fewest that a selection asks for; by default always as many.
         fresh: the most that a scoring on fresh seeds asks for.
         guidance: classifier-free guidance weight; 1 is none.

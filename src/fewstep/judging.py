@@ -27,7 +27,8 @@ def checked_objective(
     With `faithful` that is preferred, where there are features and a teacher: samplers whose weights are learned must
     not be judged by features alone.
 
-    Errors: `ArgumentError` for another word, `frechet` without a judge, or `matched` or `teacher` without a teacher.
+    Errors: `ArgumentError` for another word, `frechet` or `faithful` without features, or a comparison with a teacher
+        that is not there.
     """
     if isinstance(teacher_calls, bool) or not isinstance(teacher_calls, int) or teacher_calls < 0:
         raise ArgumentError(
@@ -48,9 +49,10 @@ def checked_objective(
             "nothing judges without a teacher (teacher_calls=0): give judge=, or a function objective=, or leave "
             "teacher_calls out"
         )
-    if objective in ("frechet", "faithful") and known is None:
+    if (objective == "frechet" and known is None) or (objective == "faithful" and (known is None or known.nll)):
         raise ArgumentError(
-            f"objective={objective!r} needs a judge of this network's samples: give judge=, or objective='teacher'"
+            f"objective={objective!r} needs a judge with features of this network's samples: give judge=, or "
+            "objective='matched'"
         )
     return objective
 

@@ -19,6 +19,7 @@ from fewstep.search.gradient.fit import CHECKS
 from fewstep.search.gradient.learn import LEAST_PAIRS, Learned, Learner
 from fewstep.search.gradient.losses import objective
 from fewstep.search.gradient.midpoints import steps_of
+from fewstep.search.gradient.objectives import FaithfulLoss, MatchedLoss
 from fewstep.search.gradient.objectives import Objective as LearningObjective
 from fewstep.search.gradient.recipes import RECIPES, Recipe
 from fewstep.search.gradient.space import SPACES, Start
@@ -75,16 +76,19 @@ class Lessons:
         Errors: `ArgumentError` where the method can start from none of them.
         """
         found: list[Candidate] = []
-        for name in self.ground.parts.learned:
+        for name in self.plan.parts.learned:
             try:
-                found += self._learned(self._recipe(name), standing)
+                found += self._learned(RECIPES[name], standing)
             except ArgumentError as error:
-                if not self.ground.parts.auto:
+                if not self.plan.parts.auto:
                     raise
                 self.ground.notes.append(f"Nothing was learned by {name}: {error}")
         return found
 
     def _learned(self, recipe: Recipe, standing: list[Candidate]) -> list[Candidate]:
+        lowered = self.ground.lowered
+        assert lowered is not None  # see `Setting.lowered`
+        recipe = batched(recipe, lowered)
         starts, refused = starts_of(recipe, standing, self.ground, self.nfe)
         if not starts:
             raise refused or ArgumentError(f"method {recipe.name} found no start among the hand-crafted samplers")
@@ -99,20 +103,12 @@ class Lessons:
                     "sample, too few to learn: give more calls (or minutes), or fewer calibration seeds"
                 )
             seconds = None if self.seconds is None else self.seconds / len(starts)
-            lowered = self.ground.lowered
-            assert lowered is not None  # see `Setting.lowered`
             return [
                 self._candidate(
                     origin, solver, learner(start, recipe, lowered, iterations=updates, seconds=seconds), stage
                 )
                 for origin, solver, start in starts
             ]
-
-    def _recipe(self, name: str) -> Recipe:
-        recipe, loss = RECIPES[name], self.ground.loss if self.ground.loss != "auto" else self.ground.parts.loss
-        if loss in ("frechet", "kernel") or getattr(loss, "whole", False):
-            return replace(recipe, batch=WHOLE_BATCH)
-        return replace(recipe, batch=max(recipe.batch, MATCHED_BATCH)) if loss in ("matched", "faithful") else recipe
 
     def _learner(self) -> tuple[Learner, int]:
         """The pairs and the judge, and the calls that are left to descents."""
@@ -159,6 +155,14 @@ class Lessons:
         return Candidate(None, table, solver, learned.method, text, level, about={"learned": learned.record()})
 
 
+def batched(recipe: Recipe, lowered: LearningObjective) -> Recipe:
+    """The recipe with as many pairs in an update as a distance between distributions needs."""
+    if not lowered.whole:
+        return recipe
+    matched = isinstance(lowered, MatchedLoss | FaithfulLoss)
+    return replace(recipe, batch=max(recipe.batch, MATCHED_BATCH) if matched else WHOLE_BATCH)
+
+
 def lowered_by(
     method: str, parts: Parts, loss: Loss, model: Denoiser, known: models.Judge | None
 ) -> LearningObjective | None:
@@ -176,13 +180,14 @@ def lowered_by(
         return None
     if not isinstance(loss, str):
         return loss
-    name = loss
-    if loss == "auto":
-        able = known is not None and known.nll is None and _differentiable(model, known)
-        name = parts.loss if parts.loss and (able or parts.loss != "faithful") else RECIPES[parts.learned[0]].loss
+    followed = known is not None and _differentiable(model, known)
+    # The features of an analytic problem are its samples themselves.
+    set_apart = followed and known is not None and known.nll is None
+    own = (parts.loss if set_apart else "") or RECIPES[parts.learned[0]].loss
+    name = own if loss == "auto" else loss
     if known is None:
         return objective(name)
-    if not _differentiable(model, known):
+    if not followed:
         if name in ("frechet", "kernel", "matched", "faithful") or loss == "features":
             raise ArgumentError(
                 f"loss={loss!r} follows the gradient of features, and those of {known.name} have none (a pipeline's "

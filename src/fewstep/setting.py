@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -88,6 +88,11 @@ class Setting:
             parts = parts.unevolved()
         return parts.untaught() if parts.auto and (not self.teacher_calls or self.model.channels != 1) else parts
 
+    def parts_for(self, steps: int) -> Parts:
+        """Those of a sampler with so many steps: `auto` does not plan more than the teacher's grid can hold."""
+        coarse = self.parts.auto and self.teacher_calls < COARSEST * steps
+        return self.parts.unplanned() if coarse else self.parts
+
     @property
     def klub(self) -> bool:
         """Whether the method looks at a KLUB table."""
@@ -123,8 +128,7 @@ class Setting:
                 f"method={self.method!r} plans on a teacher's trajectories, and teacher_calls=0 switches the teacher "
                 "off: leave teacher_calls out, or use method='dmn'"
             )
-        if self.parts.auto and self.teacher_calls < COARSEST * steps:
-            self.parts = replace(self.parts, plans={})
+        if not self.parts_for(steps).plans:
             return
         if self.teacher_calls < COARSEST * steps:
             raise ArgumentError(

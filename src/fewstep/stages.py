@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,8 @@ class Work:
         if ground.learned:
             require_start(ground, self.nfe, self.sources)
         p = self.plan = self._plan(minutes, max_calls)
+        if ground.learned and not p.parts.learned:
+            self.notes.append(f"{p.max_calls:,} network calls are too few to plan or to learn: times and S³ alone.")
         if ground.cache.folder is not None:
             with self.ledger.stage("probe", p.stages["probe"]):
                 ground.probe.answer()
@@ -76,7 +79,6 @@ class Work:
             scorer,
             ground.scorer([self.judge], fresh),
             p,
-            ground.parts,
             self.ledger,
             ground.progress,
             self.given,
@@ -99,21 +101,21 @@ class Work:
                 ground.make_data(p.made, p.stages["data"], self.ledger)
             competition.descend(ground.table(p.paths, p.levels, p.stages["KLUB table"], self.ledger))
             self._kept("ways down")
-        if ground.plans:
+        if p.parts.plans:
             competition.propose(ground.make_planner(p.trajectories, p.stepped, p.stages, self.ledger))
             self._kept("plans")
-        if ground.parts.evolved:
+        if p.parts.evolved:
             competition.evolve(Breeder(ground.window, self.nfe))
             self._kept("evolution")
         competition.conclude()
         self._kept("race")
-        if ground.learned:
+        if p.parts.learned:
             competition.learn(lessons)
             self._kept("learning")
 
     def _lessons(self, p: Plan, judge: Judge, scorer: Scorer, fresh: SelectionSeeds, minutes: float | None) -> Lessons:
         offset = fresh.offset + len(fresh)
-        seconds = None if minutes is None else 60 * minutes * TIME_SHARE * self.setting.parts.learn
+        seconds = None if minutes is None else 60 * minutes * TIME_SHARE * p.parts.learn
         return Lessons(self.setting, p, self.ledger, self.nfe, judge, scorer, offset, seconds)
 
     def _kept(self, part: str) -> None:
@@ -129,9 +131,13 @@ class Work:
             "entries": len(standing), "best": best.origin, "solver": best.solver, "method": best.method,
             "images": images, "score": finite(best.scores[images]),
         })  # fmt: skip
+        self._save(standing)
+
+    def _save(self, standing: list[Candidate]) -> None:
+        """The first of the standing, as the result of a search that is not over."""
         if self.out is not None:
-            start = next((c for c in standing if c.method == HAND), best)
-            replace(self._found(best, start, {}, {}), complete=False).save_all(self.out)
+            start = next((c for c in standing if c.method == HAND), standing[0])
+            replace(self._found(standing[0], start, {}, {}), complete=False).save_all(self.out)
 
     def stopped(self) -> str:
         """Save the best so far after an interrupt; says what was saved and how to go on."""
@@ -144,8 +150,7 @@ class Work:
         entries = [c for c in self.competition.race.standing() if c.scores] if self.competition else []
         if not entries or self.out is None:
             return f"stopped before a sampler was chosen; {again}"
-        start = next(c for c in entries if c.method == HAND)
-        replace(self._found(entries[0], start, {}, {}), complete=False).save_all(self.out)
+        self._save(entries)
         return f"stopped; the best so far ({entries[0].origin}) is in {self.out}; {again}"
 
     def _plan(self, minutes: float | None, max_calls: int | None) -> Plan:
@@ -168,23 +173,12 @@ class Work:
         Errors: `ArgumentError` when it is too small.
         """
         ground = self.setting
-        try:
-            return self._divided(budget, made, table, checked, walked)
-        except ArgumentError:
-            if not (ground.parts.auto and ground.learned):
-                raise
-            ground.parts = ground.parts.untaught()
-            self.notes.append(f"{budget:,} network calls are too few to plan or to learn: times and S³ alone.")
-            return self._divided(budget, made, table, checked, walked)
-
-    def _divided(self, budget: int, made: bool, table: bool, checked: int, walked: bool) -> Plan:
-        ground = self.setting
-        return plan(
+        ask = partial(
+            plan,
             budget,
             nfe=self.nfe,
             batch_cost=ground.model.batch_cost,
             teacher=ground.teacher_calls,
-            parts=ground.parts,
             solvers=len(self.sources),
             made=made,
             taught=taught(ground.objective),
@@ -197,6 +191,13 @@ class Work:
             checked=checked,
             fewest=FEWEST if ground.objective == "frechet" else 0,
         )
+        parts = ground.parts_for(max(source.steps for source in self.sources))
+        try:
+            return ask(parts=parts)
+        except ArgumentError:
+            if not (parts.auto and parts.learned):
+                raise
+            return ask(parts=parts.untaught())
 
     def _figures(self, p: Plan, winner: Candidate, start: Candidate) -> dict[str, Any]:
         """Both samplers on report seeds."""

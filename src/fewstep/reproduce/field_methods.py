@@ -256,7 +256,7 @@ class Maker:
         else:
             search = searching.start(
                 study, self.name, nfes=(nfe,), budget=self._trials(method, nfe), proposer=effort.proposer,
-                objective=effort.objective, images=effort.images, fresh=0, seed=seed, batch_size=effort.batch,
+                objective=self._searched_by, images=effort.images, fresh=0, seed=seed, batch_size=effort.batch,
                 teacher_calls=effort.teacher_calls, offset=seed * STRIDE, network=self.model, judge=self.judge,
             )  # fmt: skip
         with search:
@@ -266,6 +266,11 @@ class Maker:
             raise ArgumentError("no schedule of the search could be scored: give more calls")
         return Made(Tableau.load(files[0]), front[0]["origin"], kept=front[0]["score"] == front[0]["start"])
 
+    @property
+    def _searched_by(self) -> Any:
+        """What S³ is judged by: as `auto` is, for a search's usual `controlled` costs more than one cell may spend."""
+        return checked_objective(self.effort.objective, self.judge, self.effort.teacher_calls, faithful=True)
+
     def _trials(self, method: Method, nfe: int) -> int:
         """Schedules that the budget pays for: all on few images, and most of them, in a short search, on all."""
         effort, cost = self.effort, self.model.batch_cost
@@ -274,9 +279,8 @@ class Maker:
             rate = speed(self.model, condition_of(self.model, None)(range(effort.batch)), effort.batch)
             calls = int(rate * 60 * effort.minutes * TIME_SHARE)
             calls = min(calls, effort.max_calls or calls)
-        objective = checked_objective(effort.objective, self.judge, effort.teacher_calls)
         few, most = effort.images[0], effort.images[-1]
-        teacher = most * effort.teacher_calls * cost if taught(objective) else 0
+        teacher = most * effort.teacher_calls * cost if taught(self._searched_by) else 0
         trials = int((calls - teacher) / (nfe * cost * (few + (most - few) * 2 / 3)))
         if trials < 1:
             raise ArgumentError(

@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 
 from fewstep.errors import DenoiserError
 from fewstep.files import atomic_write_bytes
+from fewstep.progress import Event, Report, silent
 from fewstep.randomness import CalibrationSeeds, unit_noise
 
 if TYPE_CHECKING:
@@ -114,20 +115,22 @@ class SeedRows:
         )
         self._held: dict[int, dict[int, Tensor]] = {}
 
-    def __call__(self, seeds: Sequence[int], told: Callable[[int], None] | None = None) -> Tensor:
-        """The rows of `seeds`, in their order; `told(k)` is called when k more of them are there."""
+    def __call__(self, seeds: Sequence[int], progress: Report = silent) -> Tensor:
+        """The rows of `seeds`, in their order; `progress` is told how many are there, as a teacher's."""
+        done = 0
         for first, group in itertools.groupby(seeds, lambda seed: seed - seed % self.chunk):
             wanted = list(group)
             held = self._load(first)
             missing = [seed for seed in wanted if seed not in held]
-            if told and len(missing) < len(wanted):
-                told(len(wanted) - len(missing))
+            done += len(wanted) - len(missing)
+            if len(missing) < len(wanted):
+                progress(Event("teacher", done, len(seeds)))
             for start in range(0, len(missing), self.batch):
                 part = missing[start : start + self.batch]
                 held.update(zip(part, self.compute(part).unbind(0), strict=True))
                 self._save(first, held)
-                if told:
-                    told(len(part))
+                done += len(part)
+                progress(Event("teacher", done, len(seeds)))
         return torch.stack([self._held[seed - seed % self.chunk][seed] for seed in seeds])
 
     def put(self, seeds: Sequence[int], values: Tensor) -> None:

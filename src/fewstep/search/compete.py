@@ -22,7 +22,7 @@ from fewstep.search.klub import Gram
 from fewstep.search.ledger import Ledger
 from fewstep.search.methods import Source, entered
 from fewstep.search.objective import Scorer
-from fewstep.search.parts import AYS, EVOLVED, HAND, Parts
+from fewstep.search.parts import AYS, DMN, EVOLVED, GUESS, HAND, LOSS
 from fewstep.search.plan import AROUND, Plan
 from fewstep.search.planner import Planner
 from fewstep.search.select import Candidate, Race, finite
@@ -44,7 +44,6 @@ class Competition:
         scorer: judges samples on selection seeds, `plan.counts[-1]` of the race and then `plan.fresh` of the finals.
         finals: the same judge on fresh selection seeds.
         plan: rooms and counts.
-        parts: of the method.
         ledger: where the cost is written.
         progress: told after every score.
         given: somebody else's table, which enters too, and whose times all solvers try; the winner of the finals is
@@ -57,13 +56,12 @@ class Competition:
         scorer: Scorer,
         finals: Scorer,
         plan: Plan,
-        parts: Parts,
         ledger: Ledger,
         progress: Report,
         given: Tableau | None = None,
     ) -> None:
         self.given = given
-        self.sources, self.plan, self.parts, self.ledger = sources, plan, parts, ledger
+        self.sources, self.plan, self.parts, self.ledger = sources, plan, plan.parts, ledger
         self.by_solver = {source.name: source for source in sources}
         self._scorer, self._finals, self._progress = scorer, finals, progress
         self._failure: DenoiserError | None = None
@@ -169,7 +167,7 @@ class Competition:
         for c in self.race.standing():
             if c.method not in methods:
                 found.setdefault(c.method, c)
-        order = (*self.parts.learned, EVOLVED, AYS, *self.parts.plans)
+        order = (*self.parts.learned, EVOLVED, AYS, *self.parts.plans, GUESS, LOSS, DMN)
         return [found[method] for method in order if method in found]
 
     @property

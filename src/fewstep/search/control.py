@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fewstep.metrics.controlled import controlled_frechet
 from fewstep.metrics.statistics import Estimate, Features, Statistics
-from fewstep.progress import Event, Report, silent
+from fewstep.progress import Report, silent
 from fewstep.randomness import CalibrationSeeds
 from fewstep.search.cache import Cache, SeedRows, digest
 from fewstep.search.judges import fixed_image, seen_by, without_groups
@@ -58,14 +58,7 @@ class Control:
 
     def __call__(self, seeds: Sequence[int], progress: Report = silent) -> Tensor:
         """Features `[len(seeds), d]` of the teacher's samples, float64 on the CPU."""
-        done = 0
-
-        def told(more: int) -> None:
-            nonlocal done
-            done += more
-            progress(Event("teacher", done, len(seeds)))
-
-        return self._rows(seeds, told)
+        return self._rows(seeds, progress)
 
     def _name(self, seeds: range) -> str:
         net = self.teacher.denoiser

@@ -131,7 +131,6 @@ class MatchedJudge:
         self.name = f"{kind} distance to the teacher's end points of the same seeds"
         alone = features is not None and not self.faithful
         self._project = None if alone else projection(math.prod(teacher.denoiser.shape))
-        self._width = 0
         self._held: dict[int, Tensor] = {}
 
     @property
@@ -148,7 +147,6 @@ class MatchedJudge:
         flat = flat if self._project is None else flat @ self._project
         if seen is None:
             return flat
-        self._width = seen.shape[1]
         return torch.cat([seen, flat], dim=1)
 
     def observe(self, images: Tensor, seeds: Sequence[int]) -> Tensor:
@@ -174,7 +172,8 @@ class MatchedJudge:
         """The distance."""
         own, taught = rows[~rows.isnan().any(1)].chunk(2, dim=1)
         if self.faithful:
-            parts = [slice(0, self._width), slice(self._width, None)]
+            samples = min(math.prod(self.teacher.denoiser.shape), PROJECTIONS)  # the last columns
+            parts = [slice(None, -samples), slice(-samples, None)]
             values = [frechet(Statistics.of(own[:, p]), Statistics.of(taught[:, p])) for p in parts]
             return math.sqrt(max(0.0, values[0]) * max(0.0, values[1]))
         if self.features is not None:

@@ -51,7 +51,8 @@ class Parts:
     @property
     def finalists(self) -> int:
         """Samplers in the finals: the best three, the best hand-crafted, and the best of every other part."""
-        return 4 + (len(self.plans) + bool(self.evolved) + bool(self.ays) if self.auto else 0)
+        others = (self.dmn, self.curve, self.ays, self.guesses, self.evolved, *self.plans)
+        return 4 + (sum(map(bool, others)) if self.auto else 0)
 
     @property
     def taught(self) -> int:
@@ -63,10 +64,13 @@ class Parts:
         """How much dearer than times alone, for a message."""
         return 6 if self.auto else 3 if self.learned else 1
 
+    def unplanned(self) -> Parts:
+        """Without plans."""
+        return replace(self, plans={}, entries=self.entries - sum(self.plans.values()))
+
     def untaught(self) -> Parts:
         """Without what needs a teacher."""
-        entries = self.entries - sum(self.plans.values())
-        return replace(self, plans={}, learned=(), loss="", entries=entries, report=0.28)
+        return replace(self.unplanned(), learned=(), loss="", report=Parts.report)
 
     def unevolved(self) -> Parts:
         """Without S³, which knows only whole ranges of noise."""

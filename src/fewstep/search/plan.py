@@ -46,6 +46,7 @@ class Plan:
         counts: images in each round of the race.
         rooms: candidates in each round; guesses: those that the surrogate proposes, which enter at the second round.
         scale: part of the entries that the method is laid out for.
+        parts: of the method; `auto` does without some where the budget is small.
         fresh: images in the finals, on fresh seeds.
         taught: whether selection needs the teacher on every seed.
         report, paired: images of the final figures, and those of them that the teacher makes too.
@@ -63,6 +64,7 @@ class Plan:
     rooms: tuple[int, ...]
     guesses: int
     scale: float
+    parts: Parts
     fresh: int
     taught: bool
     report: int
@@ -164,7 +166,7 @@ def plan(
     stages["teacher of the selection"] = (counts[-1] + fresh) * taught_one if taught else 0
     return Plan(
         max_calls, levels, walks, walks if made else 0, runs, stepped, counts, rooms, guesses, rooms[0] / entries,
-        fresh, taught, shown, pairs, one, stages,
+        parts, fresh, taught, shown, pairs, one, stages,
     )  # fmt: skip
 
 
