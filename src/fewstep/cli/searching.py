@@ -79,10 +79,10 @@ def start(
         str,
         typer.Option(
             help="What selects: controlled (distance to the data, a teacher's samples of the same noise as control "
-            "variates), frechet (the plain one), matched (to the teacher's samples, as sets), faithful (that in features "
-            "and in the samples themselves), teacher (one by one), python:MODULE:FUNCTION (images -> [B], lower is "
-            "better); auto: controlled where features are known and "
-            "there are four images for each, frechet where there are fewer, else matched."
+            "variates), frechet (the plain one), matched (to the teacher's samples, as sets), faithful (the same in "
+            "features and in the samples), teacher (one by one), python:MODULE:FUNCTION (images -> [B], lower is "
+            "better); auto: controlled where features are known and there are four images for each, frechet where "
+            "there are fewer, else matched."
         ),
     ] = "auto",
     images: Annotated[
