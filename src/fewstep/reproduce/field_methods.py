@@ -44,10 +44,8 @@ GRIDS: dict[str, tuple[str, dict[str, Any]]] = {"vp_uniform_2": ("vp_uniform", {
 DMN_GRID = "dmn"
 """Times of DMN's bound with its authors' p = 1 for pixels, as they are: nothing is compared, no network is called."""
 
-USUAL = {
-    "dpmpp": "logsnr", "dpm_solver": "logsnr", "sde_dpmpp": "logsnr", "unip": "logsnr", "deis": "vp_uniform_2",
-    "ddpm": "uniform",
-}  # fmt: skip
+_LOGSNR = dict.fromkeys(("dpmpp", "dpm_solver", "sde_dpmpp", "unip"), "logsnr")
+USUAL = {**_LOGSNR, "deis": "vp_uniform_2", "ddpm": "uniform"}
 """Times that the few-step literature gives a family of solvers, by the beginning of its names; the rest has EDM's."""
 
 HAND_CRAFTED = (
