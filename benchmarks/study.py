@@ -1,6 +1,6 @@
 """What the study costs: can the driver keep a thousand workers busy, does it survive, what does an evaluation cost?
 
-    python -m benchmarks.study busy [--workers 1000] [--trials 20000]
+    python -m benchmarks.study busy [--workers 1000] [--trials 20000] [--proposer s3]
     python -m benchmarks.study kills [--times 200]
     python -m benchmarks.study evaluation [--images 256] [--nfe 8] [--objective controlled]
 
@@ -43,8 +43,8 @@ RESTART = 5.0
 class SimulatedPool:
     """Workers that only wait, on a clock that jumps.
 
-    `cpu`: count the computing time of the driver and of the learning beside it instead of the time that passed: for a
-    machine that others use too.
+    `cpu`: count the driver's computing time instead of the time that passed: for a machine that others use too. The
+    learning is in another process, and counts in neither.
     """
 
     workers: int
@@ -158,30 +158,46 @@ class Perturber:
         self.learnt += 1
         return {"learnt": self.learnt}
 
+    @property
+    def lesson(self) -> int:
+        return self.learnt
 
-def busy(workers: int, trials: int, *, cpu: bool, learning: float = 5.0) -> dict[str, Any]:
+    @lesson.setter
+    def lesson(self, lesson: int) -> None:
+        self.learnt = lesson
+
+
+def busy(workers: int, trials: int, *, cpu: bool, proposer: str, learning: float = 5.0) -> dict[str, Any]:
     """Utilisation of simulated workers over a study of so many trials."""
-    proposer = Perturber(learning=learning)
+    from fewstep.noise import EDM
+    from fewstep.search import s3
+
+    nfes = tuple(range(4, 11))
+    strategy = (
+        Perturber(learning=learning)
+        if proposer == "perturber"
+        else s3.proposer(proposer, noise=EDM(), nfes=nfes, seed=0)
+    )
 
     def measure(schedule: Any) -> tuple[int, str]:
-        table = schedule.tabulate(proposer.noise)
+        table = schedule.tabulate(EDM())
         return table.nfe, table.digest
 
     record = {
-        "model": "simulated", "objective": "none", "proposer": "perturber", "budget": trials, "counts": [256],
-        "nfes": list(range(4, 11)), "seed": 0, "fresh": 0, "winners": 1, "ask": 1,
+        "model": "simulated", "objective": "none", "proposer": proposer, "budget": trials, "counts": [256],
+        "nfes": list(nfes), "seed": 0, "fresh": 0, "winners": 1, "ask": 1,
     }  # fmt: skip
     pool = SimulatedPool(workers, cpu=cpu)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "study.sqlite"
         with Store.create(path, record) as store:
             started, computed = time.perf_counter(), time.process_time()
-            Runner(store, proposer, pool, measure).run()
+            Runner(store, strategy, pool, measure).run()
             passed, computed = time.perf_counter() - started, time.process_time() - computed
         contents = read(path)
         count = sum(entry.scored for entry in contents.entries.values())
     return {
-        "workers": workers, "trials": trials, "scored": count, "utilisation": pool.utilisation,
+        "proposer": proposer, "workers": workers, "trials": trials, "scored": count, "utilisation": pool.utilisation,
         "utilisation_once_filled": pool.utilisation_filled,
         "driver_ms_per_trial": 1e3 * computed / trials, "simulated_s": pool.now(), "passed_s": passed,
         "learned": len(contents.learned), "retried": sum(e.attempts for e in contents.evaluations()),
@@ -254,6 +270,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     part.add_argument("--workers", type=int, default=1000)
     part.add_argument("--trials", type=int, default=20_000)
     part.add_argument("--learning", type=float, default=5.0)
+    part.add_argument("--proposer", default="perturber", help="perturber: moved times of named solvers; s3, evolution")
     part.add_argument("--cpu", action="store_true", help="count computing time, on a machine that others use too")
     part = commands.add_parser("kills")
     part.add_argument("--times", type=int, default=200)

@@ -1,7 +1,9 @@
 """Studies in small: a proposer that draws times at random, and what goes with it."""
 
 import math
+import os
 import random
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -42,6 +44,36 @@ class Drawer:
         scores = [t.scores[max(t.scores)] for t in trials]
         self.shift = math.fsum(s for s in scores if s < math.inf)
         return {"mean": self.shift / len(scores)}
+
+    @property
+    def lesson(self) -> float:
+        return self.shift
+
+    @lesson.setter
+    def lesson(self, lesson: float) -> None:
+        self.shift = lesson
+
+
+class Stumbler(Drawer):
+    name = "stumbler"
+
+    def learn(self, trials: Sequence[Trial]) -> dict[str, Any]:
+        raise ValueError("no more than seven")
+
+
+class Sudden(Drawer):
+    name = "sudden"
+
+    def learn(self, trials: Sequence[Trial]) -> dict[str, Any]:
+        os._exit(3)
+
+
+class Sleeper(Drawer):
+    name = "sleeper"
+
+    def learn(self, trials: Sequence[Trial]) -> dict[str, Any]:
+        time.sleep(60)
+        return {}
 
 
 def drawer(*, noise: Any = None, nfes: Sequence[int] = NFES, seed: int = 0, **options: Any) -> Drawer:

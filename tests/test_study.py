@@ -7,14 +7,17 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from fewstep.errors import ArgumentError, FileFormatError, StudyError
-from fewstep.proposals import Proposal
+from fewstep.proposals import Proposal, Trial
 from fewstep.study import schema
+from fewstep.study.learning import Learner
 from fewstep.study.lock import held, holder
 from fewstep.study.pools import SerialPool
 from fewstep.study.reading import read
@@ -22,7 +25,7 @@ from fewstep.study.records import Key, Outcome, Task
 from fewstep.study.runner import Runner
 from fewstep.study.store import Store
 from fewstep.study.summary import front, status
-from tests.studies import Drawer, drawer, measure, record, schedule, sequence, spec
+from tests.studies import Drawer, Sleeper, Stumbler, Sudden, drawer, measure, record, schedule, sequence, spec
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -341,3 +344,59 @@ def test_ctrl_c_writes_what_is_done(tmp_path, number):
     )  # fmt: skip
     assert int(done.stdout) == scored(read(path)) > 3
     assert not held(path)
+
+
+# ----------------------------------------------------------------------------------------------------------- learning
+def trials_of(count: int, first: int = 0) -> list[Trial]:
+    proposals = drawer().propose([], count, 5)
+    return [Trial(first + k, p, 4, f"{k}", {4: 0.1 * k}) for k, p in enumerate(proposals)]
+
+
+def wait_for(learner: Learner):
+    for _ in range(600):
+        if (report := learner.done()) is not None:
+            return report
+        time.sleep(0.05)
+    raise AssertionError("it learned for half a minute")
+
+
+def test_learning_elsewhere_is_learning_here():
+    here, elsewhere = (Learner(drawer(), background=background) for background in (False, True))
+    some = trials_of(20)
+    for through, trials in enumerate((some[:9], [*some[:8], replace(some[8], scores={4: 7.0}), *some[9:]]), 1):
+        reports = []
+        for learner in (here, elsewhere):
+            learner.start(trials, through, through - 1)
+            reports.append(wait_for(learner))
+        assert reports[0].report == reports[1].report and reports[1].trials == len(trials)
+        assert here.proposer.lesson == elsewhere.proposer.lesson == here.proposer.shift != 0.0
+    for learner in (here, elsewhere):
+        learner.close()
+
+
+@pytest.mark.parametrize(
+    ("proposer", "message"),
+    [(Stumbler, r"(?s)stumbler could not learn.*ValueError: no more"), (Sudden, r"died \(exit code 3\).*resume")],
+)
+def test_a_study_whose_proposer_cannot_learn_stops_and_says_why(proposer, message):
+    learner = Learner(proposer(), background=True)
+    learner.start(trials_of(8), 8, 0)
+    with pytest.raises(StudyError, match=message):
+        wait_for(learner)
+    learner.close()
+
+
+def test_learning_that_is_stopped_ends_at_once():
+    learner = Learner(Sleeper(), background=True)
+    learner.start(trials_of(8), 8, 0)
+    time.sleep(0.2)
+    began = time.monotonic()
+    learner.close()
+    assert time.monotonic() - began < 20 and not learner._thread.is_alive()
+
+
+def test_a_proposer_that_cannot_be_copied_is_refused_before_any_work():
+    proposer = drawer(key=lambda trial: trial.number)
+    with pytest.raises(StudyError, match="define it in a module"):
+        Learner(proposer, background=True)
+    Learner(proposer, background=False)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from fewstep import solvers
 from fewstep.errors import ArgumentError
 from fewstep.export_text import grid_of
-from fewstep.proposals import Proposal, Proposer, Trial
+from fewstep.proposals import Proposal, Proposer, Trial, learn_every
 from fewstep.rules import SolverSchedule
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ class Beginning:
 
     def __init__(self, proposer: Proposer, first: Sequence[Mapping[str, Any]]) -> None:
         self._proposer, self.name = proposer, proposer.name
+        self.learn_every = learn_every(proposer)
         self._first = [
             Proposal(SolverSchedule.from_dict(record["schedule"]), record["origin"], BEFORE) for record in first
         ]
@@ -75,6 +76,15 @@ class Beginning:
         return self._proposer.learn(
             [replace(t, proposal=replace(t.proposal, stage=max(t.proposal.stage, 0))) for t in trials]
         )
+
+    @property
+    def lesson(self) -> Any:
+        """The proposer's."""
+        return self._proposer.lesson
+
+    @lesson.setter
+    def lesson(self, lesson: Any) -> None:
+        self._proposer.lesson = lesson
 
 
 def _key(schedule: SolverSchedule) -> str:

@@ -141,12 +141,15 @@ def stack_rows(rows: Sequence[dict[int, Any]], width: int) -> Tensor:
     """
     tracked = [(i, j, w) for i, row in enumerate(rows) for j, w in row.items() if isinstance(w, Tensor)]
     tail = torch.broadcast_shapes(*(w.shape for _, _, w in tracked))
-    matrix = torch.zeros(len(rows), width, *tail, dtype=torch.float64, device="cpu")
-    for i, row in enumerate(rows):
+    numbers = [[0.0] * width for _ in rows]
+    for full, row in zip(numbers, rows, strict=True):
         for j, w in row.items():
             if not isinstance(w, Tensor):
-                matrix[i, j] = w
+                full[j] = w
+    # `reshape` for no columns at all, whose rows are lists of nothing.
+    matrix = torch.tensor(numbers, dtype=torch.float64, device="cpu").reshape(len(rows), width)
     if tracked:
+        matrix = matrix.reshape(len(rows), width, *(1,) * len(tail)).expand(len(rows), width, *tail)
         places = torch.tensor([i * width + j for i, j, _ in tracked], device="cpu")
         values = torch.stack([w.expand(tail) for _, _, w in tracked])
         matrix = matrix.flatten(0, 1).index_put((places,), values).reshape(matrix.shape)

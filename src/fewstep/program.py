@@ -97,14 +97,13 @@ def _entries(matrix: Tensor, t: Tableau, source: int) -> list[tuple[int, int, We
     if learned and source in (STATE, OUTPUT):
         per = t.channels if source == OUTPUT else 1
         places = [[i, j] for i in range(t.rows) for j in range(i * per) if source == STATE or t.evaluated[j // per]]
+    elif matrix.ndim == 2 and not matrix.requires_grad:
+        return [(i, j, w) for i, row in enumerate(matrix.tolist()) for j, w in enumerate(row) if w != 0]
     else:
         places = occupied(matrix).nonzero().tolist()
     if matrix.requires_grad:
         return [(i, j, matrix[i, j]) for i, j in places]
-    if matrix.ndim > 2:
-        return [(i, j, _plain_if_even(matrix[i, j])) for i, j in places]
-    values = matrix.tolist()
-    return [(i, j, values[i][j]) for i, j in places]
+    return [(i, j, _plain_if_even(matrix[i, j])) for i, j in places]
 
 
 def _plain_if_even(weight: Tensor) -> Weight:

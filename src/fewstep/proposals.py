@@ -52,10 +52,20 @@ class Trial:
     scores: Mapping[int, float] = field(default_factory=dict[int, float])
 
 
+EVERY = 32
+
+
 class Proposer(Protocol):
-    """A search strategy."""
+    """A search strategy.
+
+    Its attribute `learn_every`, where it has one, says after how many new scores it wants to learn again (32 by
+    default; 0: never). Where several workers evaluate, a copy of it learns in another process, so it must survive
+    pickling.
+    """
 
     name: str
+    lesson: Any
+    """What `learn` changed; set on an equal proposer, that one has learned it too. None where it changes nothing."""
 
     def propose(self, trials: Sequence[Trial], count: int, seed: int) -> list[Proposal]:
         """Up to `count` new proposals (fewer, or none, when it has no more), quickly.
@@ -76,3 +86,8 @@ class Proposer(Protocol):
         to learn.
         """
         ...
+
+
+def learn_every(proposer: Proposer) -> int:
+    """After how many new scores a proposer wants to learn again; 0: never."""
+    return int(getattr(proposer, "learn_every", EVERY))

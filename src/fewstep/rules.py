@@ -166,7 +166,7 @@ def _canonical_step(step: Step, available: int, *, last: bool, mixed: bool) -> S
         kept = tuple(sorted((p, w) for p, w in step.weights if w != 0))
         return replace(step, weights=kept, order=1, active=None, scaling="none", second=1.0, variable="lam")
     order = min(step.order, available) if step.active is None else step.order
-    step = replace(step, order=order)
+    step = step if order == step.order else replace(step, order=order)
     points = tuple(_sorted(p) for p in step.derivative_points(available))
     corrector = None if last else step.corrector
     changes: dict[str, Any] = {"active": points or None, "corrector": corrector}
@@ -185,7 +185,7 @@ def _canonical_step(step: Step, available: int, *, last: bool, mixed: bool) -> S
         usual = replace(step, corrector_active=None).corrector_points(available)
         same = [*map(_sorted, usual)] == [*map(_sorted, step.corrector_active)]
         changes["corrector_active"] = None if same else tuple(map(_sorted, step.corrector_active))
-    return replace(step, **changes)
+    return step if all(getattr(step, k) == v for k, v in changes.items()) else replace(step, **changes)
 
 
 def _sorted(points: tuple[int, ...]) -> tuple[int, ...]:

@@ -114,11 +114,11 @@ class Tableau:
         start = torch.zeros(width, *tail, dtype=torch.float64, device="cpu")
         start[0] = 1
         out = [start]
-        live = occupied(self.A)
-        for i in range(1, self.rows):
+        weights = self.A if self.A.requires_grad or self.A.ndim > 2 else self.A.tolist()
+        for i, live in enumerate(occupied(self.A).tolist()[1:], 1):
             row = direct[i]
-            for k in live[i].nonzero()[:, 0].tolist():
-                row = row + self.A[i, k] * out[k]
+            for k in (k for k, there in enumerate(live) if there):
+                row = row + weights[i][k] * out[k]
             out.append(row)
         whole = torch.stack(out)
         b, c = 1 + self.B.shape[1], 1 + self.B.shape[1] + self.C.shape[1]

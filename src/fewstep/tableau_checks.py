@@ -36,20 +36,25 @@ def check_shapes(t: Tableau) -> None:
 
 def check_numbers(t: Tableau) -> None:
     """Finite, and strictly lower triangular."""
-    for name in ("A", "B", "C", "K", "times", "model_times", "alpha", "sigma"):
-        bad = (~torch.isfinite(getattr(t, name).detach())).nonzero()
+    names = ("A", "B", "C", "K", "times", "model_times", "alpha", "sigma")
+    parts = [getattr(t, name).detach() for name in names]
+    fine = bool(torch.cat([p.flatten() for p in parts]).isfinite().all())
+    for name, part in () if fine else zip(names, parts, strict=True):
+        bad = (~torch.isfinite(part)).nonzero()
         if len(bad):
             where = f"row {bad[0, 0].item()}" + (f", column {bad[0, 1].item()}" if bad.shape[1] > 1 else "")
             raise TableauError(
                 f"{name} is not finite in {where}: recompute the table with times inside the noise schedule's range"
             )
+    upper = torch.ones(t.rows, t.rows, dtype=torch.bool, device="cpu").triu()[:, :, None]
     for name, what, per in (("A", "state", 1), ("B", "output", t.channels)):
-        for i, column in occupied(getattr(t, name)).nonzero().tolist():
-            if column // per >= i:
-                raise TableauError(
-                    f"row {i} reads {what} {column // per}, which does not exist yet ({name}[{i},{column}]): weights "
-                    "must lie below the diagonal"
-                )
+        there = occupied(getattr(t, name))
+        late = there.reshape(t.rows, t.rows, per) & upper
+        for i, column in late.flatten(1).nonzero().tolist():
+            raise TableauError(
+                f"row {i} reads {what} {column // per}, which does not exist yet ({name}[{i},{column}]): weights "
+                "must lie below the diagonal"
+            )
 
 
 def check_evaluated(t: Tableau) -> None:
@@ -57,10 +62,10 @@ def check_evaluated(t: Tableau) -> None:
     if len(t.evaluated) != t.rows:
         raise TableauError(f"evaluated has {len(t.evaluated)} entries for {t.rows} rows; give one for each")
     read = occupied(t.B).reshape(t.rows, t.rows, t.channels).any(2)
-    for i, j in read.nonzero().tolist():
-        if not t.evaluated[j]:
-            raise TableauError(
-                f"row {i} reads output {j}, but state {j} is not evaluated: set evaluated[{j}] or drop the weight"
-            )
+    missing = read & ~torch.tensor(t.evaluated, device="cpu")
+    for i, j in missing.nonzero().tolist():
+        raise TableauError(
+            f"row {i} reads output {j}, but state {j} is not evaluated: set evaluated[{j}] or drop the weight"
+        )
     if t.evaluated[-1]:
         raise TableauError("the last row is the sample and must not be evaluated")

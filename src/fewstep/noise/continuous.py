@@ -110,6 +110,10 @@ class EDM(NoiseSchedule):
     def sigma(self, t: Time) -> Tensor:
         return as_float64(t)
 
+    def levels(self, t: Time) -> tuple[Tensor, Tensor, Tensor]:
+        alpha, sigma = self.alpha(t), self.sigma(t)
+        return alpha, sigma, alpha.log() - sigma.log()
+
     def time_of_lam(self, lam: Time) -> Tensor:
         return torch.exp(-as_float64(lam))
 

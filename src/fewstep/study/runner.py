@@ -106,6 +106,7 @@ class Runner:
                     self._check_bugs()
             finally:
                 self.store.commit()
+                self.learner.close()
 
     # --------------------------------------------------------------------------------------------- handing out
     def _fill(self, stop: Interrupts) -> None:

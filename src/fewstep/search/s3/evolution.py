@@ -33,6 +33,8 @@ class Evolution:
     """
 
     name = "evolution"
+    learn_every = 0
+    lesson: Any = None
 
     def __init__(self, space: Space, rates: Rates, *, limit: int = LIMIT, seed: int = 0) -> None:
         self.space, self.rates, self.limit, self.seed = space, rates, limit, seed

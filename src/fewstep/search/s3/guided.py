@@ -91,7 +91,7 @@ class S3(Evolution):
         guidance: how the surrogate is used.
     """
 
-    name = "s3"
+    name, learn_every = "s3", 32
 
     def __init__(
         self, space: Space, rates: Rates, *, guidance: Guidance | None = None, limit: int = LIMIT, seed: int = 0
@@ -131,6 +131,15 @@ class S3(Evolution):
             rng = np.random.default_rng([self.seed, len(archive.scores)])
             self._pool = self._evolved(model, archive, rng)
         return report
+
+    @property
+    def lesson(self) -> Any:
+        """What `learn` found: the stage, how far the surrogate is followed, its candidates with their predictions."""
+        return self._stage, self._share, self._pool
+
+    @lesson.setter
+    def lesson(self, lesson: Any) -> None:
+        self._stage, self._share, self._pool = lesson
 
     def _fitted(self, known: Features, scores: Floats) -> Model:
         kind = self.guidance.surrogate
