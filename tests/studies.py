@@ -1,5 +1,6 @@
 """Studies in small: a proposer that draws times at random, and what goes with it."""
 
+import importlib
 import math
 import os
 import random
@@ -66,6 +67,15 @@ class Sudden(Drawer):
 
     def learn(self, trials: Sequence[Trial]) -> dict[str, Any]:
         os._exit(3)
+
+
+class Stranger(Drawer):
+    """Of a script, which another process does not know."""
+
+    name = "stranger"
+
+    def __reduce__(self) -> Any:
+        return importlib.import_module, ("a_script_nobody_knows",)
 
 
 class Sleeper(Drawer):

@@ -25,7 +25,7 @@ from fewstep.study.records import Key, Outcome, Task
 from fewstep.study.runner import Runner
 from fewstep.study.store import Store
 from fewstep.study.summary import front, status
-from tests.studies import Drawer, Sleeper, Stumbler, Sudden, drawer, measure, record, schedule, sequence, spec
+from tests.studies import Drawer, Sleeper, Stranger, Stumbler, Sudden, drawer, measure, record, schedule, sequence, spec
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -376,7 +376,11 @@ def test_learning_elsewhere_is_learning_here():
 
 @pytest.mark.parametrize(
     ("proposer", "message"),
-    [(Stumbler, r"(?s)stumbler could not learn.*ValueError: no more"), (Sudden, r"died \(exit code 3\).*resume")],
+    [
+        (Stumbler, r"(?s)stumbler could not learn.*ValueError: no more"),
+        (Stranger, r"(?s)could not learn.*a_script_nobody_knows"),
+        (Sudden, r"died \(exit code 3\).*resume"),
+    ],
 )
 def test_a_study_whose_proposer_cannot_learn_stops_and_says_why(proposer, message):
     learner = Learner(proposer(), background=True)

@@ -76,8 +76,9 @@ class Tutor:
         assert process.stdin is not None
         assert process.stdout is not None
         try:
-            process.stdin.write(question)
-            process.stdin.flush()
+            with contextlib.suppress(OSError):  # it may have said why and gone
+                process.stdin.write(question)
+                process.stdin.flush()
             return pickle.load(process.stdout)
         except (OSError, EOFError, ValueError) as error:
             raise StudyError(
