@@ -4,9 +4,12 @@
     python -m benchmarks.gradient --model mnist --nfe 4 --starts dpmpp_2m:tangent unipc:karras \
         --methods times weights joint --losses l2 features frechet --judges frechet teacher --updates 400
 
+    python -m benchmarks.gradient --table benchmarks/results/learned.jsonl
+
 Every combination of start x method (space) x loss (objective) x judge is one row, so an ablation is one command. Rows
-are appended to `--out` as they are made; a combination that lies there is not made again. Scores are on report seeds,
-which nobody else has seen; updates, not seconds, are what is bounded.
+are appended to `--out` as they are made; a combination that lies there is not made again; `--table` prints what lies
+there, as Markdown. Scores are on report seeds, which nobody else has seen, and the same for all judges; updates, not
+seconds, are what is bounded.
 """
 
 from __future__ import annotations
@@ -34,7 +37,7 @@ from fewstep.search.gradient.losses import objective
 from fewstep.search.gradient.midpoints import steps_of
 from fewstep.search.gradient.recipes import RECIPES, Recipe
 from fewstep.search.gradient.space import Start
-from fewstep.search.judges import SlicedJudge
+from fewstep.search.judges import Judge, SlicedJudge
 from fewstep.search.objective import Scorer
 from fewstep.search.teacher import Teacher, reference_schedule
 
@@ -75,6 +78,8 @@ class Bench:
         self.report = ReportSeeds(args.report)
         self.paired = ReportSeeds(min(args.report, args.paired))
         self.finals: dict[str, tuple[Scorer, dict[str, Any]]] = {}
+        featured = self.known is not None and self.known.nll is None
+        self.shown = ("matched", "faithful") if featured else ()
 
     def scorer(self, kind: str) -> Scorer:
         judge = selection_judge(kind, self.known, self.teacher, self.selection)
@@ -91,6 +96,9 @@ class Bench:
         judge = selection_judge(kind, self.known, self.teacher, self.paired)
         data = None if self.known is not None else inputs.known_data(self.net, 1000)
         judges = report_judges(judge, self.known, data, self.teacher, list(self.paired))
+        known = {j.name for j in judges}
+        shown: list[Judge] = [selection_judge(k, self.known, self.teacher, self.paired) for k in self.shown]
+        judges = [*(j for j in shown if j.name not in known), *judges]
         if self.known is not None and self.known.nll is not None:  # thousands of exact samples take most of the time
             few = SlicedJudge(self.known.reference_features[:EXACT], f"sliced Wasserstein distance to {EXACT} exact")
             judges = [few if isinstance(judge, SlicedJudge) else judge for judge in judges]
@@ -156,6 +164,29 @@ def line(record: dict[str, Any]) -> str:
     return f"{record['nfe']:2d} {name:44s} {record['loss']:10s} {record['judge']:8s} {about}; " + "; ".join(parts)
 
 
+def page(records: Sequence[dict[str, Any]]) -> str:
+    """A Markdown table: for each start its own figures, then those of what was learned from it."""
+    names = list(dict.fromkeys(name for record in records for name in record["after"]))
+    told = lambda figures: [  # noqa: E731
+        f"{figures[n]['value']:.3g} ± {figures[n]['standard_error']:.1g}" if n in figures else "–" for n in names
+    ]
+    lines = [["calls", "start", "method", "loss", "judge", "calls spent", *names], ["---"] * (6 + len(names))]
+    starts = dict.fromkeys((r["nfe"], r["solver"], r["start"]) for r in records)
+    for nfe, solver, start in starts:
+        rows = [r for r in records if (r["nfe"], r["solver"], r["start"]) == (nfe, solver, start)]
+        label = f"{solver} on {start.partition(':')[2]}"
+        lines.append([str(nfe), label, "–", "–", "–", "0", *told(rows[0]["before"])])
+        for r in rows:
+            lines.append([str(nfe), label, r["method"], r["loss"], r["judge"], f"{r['calls']:,}", *told(r["after"])])
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def read(path: Path) -> dict[str, dict[str, Any]]:
+    """Rows by their keys; a line that was not finished is none."""
+    records = [json.loads(text) for text in path.read_text().splitlines() if text.endswith("}")]
+    return {record["key"]: record for record in records}
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="problem:grid_8x8")
@@ -176,13 +207,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="orders of the pairs")
     parser.add_argument("--cache", type=Path, default=None)
     parser.add_argument("--out", type=Path, default=None, help="JSON lines")
+    parser.add_argument("--table", type=Path, default=None, help="print the rows of this file, and do no more")
     args = parser.parse_args(argv)
+    if args.table is not None:
+        print(page([*read(args.table).values()]))
+        return 0
     torch.set_num_threads(1)
     bench = Bench(args)
-    kept = {}
-    if args.out is not None and args.out.exists():
-        records = [json.loads(text) for text in args.out.read_text().splitlines() if text.endswith("}")]
-        kept = {record["key"]: record for record in records}
+    kept = read(args.out) if args.out is not None and args.out.exists() else {}
     for nfe, start, method, loss, judge, seed in product(
         args.nfe, args.starts, args.methods, args.losses, args.judges, args.seeds
     ):

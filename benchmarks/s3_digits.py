@@ -19,7 +19,7 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -129,11 +129,16 @@ class Digits:
         ]
 
 
-def cells(nfes: tuple[int, ...]) -> Iterator[tuple[str, int, int, int]]:
+Chosen = tuple[Sequence[str], Sequence[int], Sequence[int]]
+"""Methods, numbers of calls, seeds."""
+
+
+def cells(chosen: Chosen) -> Iterator[tuple[str, int, int, int]]:
     """Methods, calls, seeds and budgets: every method and number of calls once, then with the next seed."""
-    for seed in SEEDS:
+    methods, nfes, seeds = chosen
+    for seed in seeds:
         for nfe in nfes:
-            yield from ((method, nfe, seed, BUDGET) for method in METHODS)
+            yield from ((method, nfe, seed, BUDGET) for method in methods)
 
 
 def cell(digits: Digits, method: str, nfe: int, seed: int, budget: int) -> dict[str, Any]:
@@ -158,11 +163,11 @@ def cell(digits: Digits, method: str, nfe: int, seed: int, budget: int) -> dict[
     }  # fmt: skip
 
 
-def run(nfes: tuple[int, ...], minutes: float | None) -> None:
+def run(chosen: Chosen, minutes: float | None) -> None:
     """All cells that are not there yet, each with its winner on fresh seeds; a deadline stops between them."""
     torch.set_num_threads(1)
     digits, deadline = Digits(), Deadline(minutes)
-    for method, nfe, seed, budget in cells(nfes):
+    for method, nfe, seed, budget in cells(chosen):
         if deadline.over:
             return
         key = (method, nfe, seed, budget)
@@ -235,9 +240,12 @@ def main() -> None:
     parser.add_argument("what", choices=("run", "objective"))
     parser.add_argument("--minutes", type=float, help="begin no run after so many minutes")
     parser.add_argument("--nfes", default=",".join(map(str, NFES)), help="which numbers of calls")
+    parser.add_argument("--methods", default=",".join(METHODS), help="which")
+    parser.add_argument("--seeds", default=",".join(map(str, SEEDS)), help="which")
     asked = parser.parse_args()
     if asked.what == "run":
-        run(tuple(int(n) for n in asked.nfes.split(",")), asked.minutes)
+        nfes, seeds = ([int(n) for n in text.split(",")] for text in (asked.nfes, asked.seeds))
+        run((asked.methods.split(","), nfes, seeds), asked.minutes)
     else:
         objective()
 
