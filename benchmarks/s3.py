@@ -1,10 +1,12 @@
 """Searches over solver schedules on the mixture: `python -m benchmarks.s3 run|report`.
 
-    run       every method, number of calls and seed: one line each in benchmarks/results/s3/mixture.jsonl
+    run       every method, number of calls and seed: one line each in benchmarks/results/s3/mixture.jsonl, or, for
+              seeds below 10, in tuning.jsonl
     report    tables and figures from these lines (docs/s3-results.md)
 
-    --methods s3,evolution,random,uniform,tpe   which; `s3-sequence` and `s3-both` use the other surrogates, `s3-all`
-              and `evolution-all` search all numbers of calls at once with the sum of the budgets
+    --methods s3,evolution,random,uniform,tpe   which; `s3-sequence` and `s3-both` use the other surrogates, `s3-half`,
+              `s3-bold` and `s3-wide` follow it less, explore more, or evolve less; `s3-all` and `evolution-all` search
+              all numbers of calls at once with the sum of the budgets
     --nfes 4,5,6,8,10   --seeds 10,11,12   --budget 400   --part K/M
 
 All methods begin with the same 36 schedules of published solvers and are judged alike. Evolution, random search and the
@@ -33,6 +35,8 @@ from fewstep.search.s3.mixture import ENDS, Mixture
 RESULTS = Path(__file__).parent / "results" / "s3"
 NFES = (4, 5, 6, 8, 10)
 SEEDS = (10, 11, 12)
+MIXTURE, TUNING = RESULTS / "mixture.jsonl", RESULTS / "tuning.jsonl"
+"""Runs that are compared, and those (of seeds below 10) by which S³ was or might be tuned."""
 LIMIT = 36
 STAGE, STAGES = 12, 16
 """A stage of S³ holds 12 schedules, or a sixteenth of those that were evaluated."""
@@ -40,6 +44,9 @@ OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "s3": ("s3", {}),
     "s3-sequence": ("s3", {"guidance": Guidance(surrogate="sequence")}),
     "s3-both": ("s3", {"guidance": Guidance(surrogate="both")}),
+    "s3-half": ("s3", {"guidance": Guidance(share=0.5)}),
+    "s3-bold": ("s3", {"guidance": Guidance(bonus=3.0)}),
+    "s3-wide": ("s3", {"guidance": Guidance(generations=10, kept=100)}),
     "evolution": ("evolution", {}),
     "random": ("random", {}),
     "uniform": ("random", {"mode": "uniform"}),
@@ -140,9 +147,9 @@ def steps(curve: list[float]) -> list[tuple[int, float]]:
 def run(methods: list[str], nfes: list[int], seeds: list[int], budget: int, part: tuple[int, int]) -> None:
     """All cells that are not there yet."""
     RESULTS.mkdir(parents=True, exist_ok=True)
-    path = RESULTS / "mixture.jsonl"
     cells = [(m, n, s) for m in methods for s in seeds for n in ([0] if m.endswith("-all") else nfes)]
     for method, nfe, seed in cells[part[0] :: part[1]]:
+        path = TUNING if seed < SEEDS[0] else MIXTURE
         if (method, nfe, seed, budget) in {(r["method"], r["nfe"], r["seed"], r["budget"]) for r in read(path)}:
             continue
         record = cell(method, nfe, seed, budget)
@@ -170,7 +177,7 @@ def main() -> None:
     if options.what == "report":
         from benchmarks.s3_page import write
 
-        write(read(RESULTS / "mixture.jsonl"))
+        write(read(MIXTURE), read(TUNING))
         return
     numbers = lambda text: [int(n) for n in text.split(",")]  # noqa: E731
     first, of = map(int, options.part.split("/"))
