@@ -5,6 +5,7 @@ import math
 import sqlite3
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -353,3 +354,27 @@ def test_the_commands_from_start_to_front(tmp_path):
     assert "NAME=VALUE" in run(
         "start", MODEL, "--nfe", 3, "--out", tmp_path / "x", "--option", "depth", code=2
     ).output  # fmt: skip
+
+
+def sizes():
+    return lambda images: torch.stack([images.flatten(1).mean(1), images.flatten(1).std(1)], 1)
+
+
+def test_features_of_ones_own_judge_a_study_and_its_workers(tmp_path, monkeypatch):
+    path, stats = tmp_path / "s.sqlite", tmp_path / "stats.npz"
+    model = models.load(MODEL)
+    np.savez(stats, mu=np.zeros(2), sigma=np.eye(2))
+    monkeypatch.chdir(tmp_path)
+    asked = ("start", MODEL, "--nfe", "3", "--budget", 4, "--out", path, "--proposer", PROPOSER, "--images", 16, "-q")
+    own = ("--features", "python:tests.test_searching:sizes", "--reference")
+    assert "belong together" in run(*asked, *own[:2], code=2).output
+    run(*asked, *own, "stats.npz", "--objective", "frechet", "--workers", 2, "--pool", "processes", "--threads", 1)
+    monkeypatch.chdir(Path(__file__).resolve().parents[1])
+    run("resume", path, "--budget", 5, "-q")
+    contents = read(path)
+    assert contents.record["identity"]["judge"] == "Fréchet distance, python:tests.test_searching:sizes"
+    for entry in contents.entries.values():
+        table = entry.trial.proposal.schedule.tabulate(model.noise)
+        samples = sample(model, table, seeds=SelectionSeeds(16))
+        expected = frechet(Statistics.of(sizes()(samples).double()), Statistics.load(stats))
+        assert entry.trial.scores[16] == pytest.approx(expected, rel=1e-6)

@@ -19,7 +19,7 @@ from fewstep import inputs, models
 from fewstep.denoiser import Denoiser
 from fewstep.ems import EMS
 from fewstep.errors import ArgumentError, DenoiserError
-from fewstep.features import on_pictures
+from fewstep.features import judge_from, on_pictures
 from fewstep.judging import CONTROLLED, Objective, searched_objective, selection_judge, taught
 from fewstep.metrics.statistics import Estimate
 from fewstep.noise import NoiseSchedule
@@ -127,6 +127,8 @@ class Evaluator:
         offset: of the seeds: another offset, another set.
         cache: folder of the teacher's end points or features.
         statistics: file of the network's statistics (`EMS.save`), for steps in DPM-Solver-v3's basis.
+        features, reference: `python:MODULE:FACTORY` of a feature network and the file of its statistics on real
+            images, instead of those that the package knows.
         network, judge: the network that the name stands for, and its features and their reference, where they are not
             what the name alone gives; such an evaluator serves one process.
     """
@@ -146,11 +148,13 @@ class Evaluator:
         offset: int = 0,
         cache: str | None = None,
         statistics: str | None = None,
+        features: str | None = None,
+        reference: str | None = None,
         network: Denoiser | None = None,
         judge: models.Judge | None = None,
     ) -> None:
         self.model, self.name = network or models.load(model, guidance=guidance), model
-        known = judge or inputs.judge_of(self.model)
+        known = judge or judge_from(self.model, features, reference) or inputs.judge_of(self.model)
         function = function_of(objective) if objective.startswith("python:") else objective
         usual = CALLS if teacher_calls is None else teacher_calls
         chosen = searched_objective(function, known, usual, images if fewest is None else fewest, images)

@@ -145,6 +145,8 @@ def start(
     offset: int = 0,
     given: Tableau | None = None,
     statistics: str | Path | None = None,
+    features: str | None = None,
+    reference: str | Path | None = None,
     network: Denoiser | None = None,
     judge: Judge | None = None,
 ) -> Search:
@@ -166,6 +168,7 @@ def start(
         given: a table to start from (say, a traced scheduler): its decisions, or where it has none its times with some
             solvers, are tried first.
         statistics: file of the network's statistics (`EMS.save`): steps may then take DPM-Solver-v3's basis too.
+        features, reference: see `Evaluator`.
         network, judge: see `Evaluator`; then one serial worker runs the study, and `resume` is given them again.
 
     Raises:
@@ -184,8 +187,9 @@ def start(
         "guidance": guidance, "batch_size": batch_size, "teacher_calls": teacher_calls, "population": population,
         "offset": offset,
     }  # fmt: skip
-    if statistics is not None:
-        arguments["statistics"] = str(Path(statistics).absolute())
+    files = {"statistics": statistics, "reference": reference}
+    arguments |= {name: str(Path(file).absolute()) for name, file in files.items() if file is not None}
+    arguments |= {} if features is None else {"features": features}
     evaluator = Evaluator(**_with_cache(arguments, path), network=network, judge=judge)
     options = with_third_basis(dict(options or {}), proposer, evaluator.tabulate.statistics)
     record: dict[str, Any] = {
@@ -264,9 +268,7 @@ def save_front(path: str | Path, folder: str | Path) -> list[Path]:
     return files
 
 
-def _check(
-    nfes: Sequence[int], budget: int, counts: Sequence[int], fresh: int, winners: int, ask: int
-) -> None:  # fmt: skip
+def _check(nfes: Sequence[int], budget: int, counts: Sequence[int], fresh: int, winners: int, ask: int) -> None:
     if not nfes or min(nfes) < 1:
         raise ArgumentError(f"nfes={list(nfes)}: give positive numbers of network calls")
     if budget < 1 or winners < 1 or ask < 1:

@@ -10,9 +10,11 @@ import typer
 from fewstep.cli.common import (
     AsJson,
     Command,
+    Features,
     Guidance,
     ModelName,
     Quiet,
+    Reference,
     Stopped,
     examples,
     flat,
@@ -78,11 +80,10 @@ def start(
     objective: Annotated[
         str,
         typer.Option(
-            help="What selects: controlled (distance to the data, a teacher's samples of the same noise as control "
-            "variates), frechet (the plain one), matched (to the teacher's samples, as sets), faithful (the same in "
-            "features and in the samples), teacher (one by one), python:MODULE:FUNCTION (images -> [B], lower is "
-            "better); auto: controlled where features are known and there are four images for each, frechet where "
-            "there are fewer, else matched."
+            help="What selects: controlled (distance to the data, a teacher's samples as control variates), frechet "
+            "(the plain one), matched (to the teacher's samples, as sets), faithful (the same in features and in the "
+            "samples), teacher (one by one), python:MODULE:FUNCTION (images -> [B]); auto: controlled where features "
+            "are known and there are four images for each, frechet where there are fewer, else matched."
         ),
     ] = "auto",
     images: Annotated[
@@ -97,6 +98,8 @@ def start(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the proposals.")] = 0,
     offset: Annotated[int, typer.Option(min=0, help="Skip this many seeds of images: an independent repetition.")] = 0,
+    features: Features = None,
+    reference: Reference = None,
     guidance: Guidance = None,
     source: Annotated[
         Path | None, typer.Option("--from", help="A schedule file to try first: its decisions, or its times.")
@@ -121,8 +124,7 @@ def start(
     One search covers all of --nfe and gives a front: the best schedule for each number of network calls. The winners
     are scored again on seeds that never selected, and both figures are shown.
 
-    Every trial is on the disk soon after it is finished. Ctrl-C, a crash or a power cut lose nothing else: `resume`
-    goes on with the same next candidates.
+    Every trial is on the disk soon after it is finished: after Ctrl-C or a crash `resume` goes on as if none had been.
     """
     from fewstep import searching
 
@@ -130,7 +132,8 @@ def start(
         out, model, nfes=ranges(nfe, "--nfe"), budget=budget, proposer=proposer, options=options_of(option),
         objective=objective, images=whole_numbers(images, "--images") or (256,), fresh=fresh, seed=seed,
         guidance=guidance, batch_size=batch_size, population=population, offset=offset,
-        given=None if source is None else load_table(source), statistics=statistics,
+        given=None if source is None else load_table(source), statistics=statistics, features=features,
+        reference=reference,
     )  # fmt: skip
     _run(opened, workers_of(workers, pool, threads, timeout, ray, gpus), out, quiet, as_json)
 
