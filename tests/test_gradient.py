@@ -371,6 +371,32 @@ def test_a_batch_may_be_cut_and_recomputed(name: str, batch: Batch) -> None:
             torch.testing.assert_close(one.double(), two.double(), rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("name", ["l2", "matched"])
+def test_a_batch_that_does_not_fit_is_halved_until_it_does(name: str, batch: Batch) -> None:
+    """The gradient is the same; only the calls that were whole count; and one sample must fit."""
+    lowered = objective(name, features=feature, reference=None, reference_features=None)
+    inner = mixture()
+
+    def small(x: Tensor, t: Any, condition: Any = None) -> Tensor:
+        if len(x) > limit:
+            raise torch.OutOfMemoryError("pretended")
+        return inner(x, t, condition)
+
+    found: list[list[Tensor]] = []
+    for limit in (6, 2):
+        space = moved(SPACES["joint"](start("joint")))
+        slope = Slope(Denoiser(small, noise=NOISE, shape=(2,), dtype=torch.float64), batch_size=6, checkpoint=False)
+        value, (loss, first) = slope.value(space, lowered, batch), slope(space, lowered, batch)
+        assert value == pytest.approx(loss) and slope.batch_size == (6 if limit == 6 else 2)
+        assert slope.backward == 6 * len(space().calls)
+        found.append([torch.tensor(loss), first, *(p.grad for p in space.parameters() if p.grad is not None)])
+    for one, two in zip(*found, strict=True):
+        torch.testing.assert_close(one.double(), two.double(), rtol=1e-9, atol=1e-12)
+    limit = 0
+    with pytest.raises(DenoiserError, match="single sample.*checkpoint=True"):
+        slope(space, lowered, batch)
+
+
 def wide(x: Tensor, t: Any, condition: Any = None) -> Tensor:
     """A network of large activations."""
     hidden = torch.tanh(x.repeat(1, 500) * (1 + t / 100))

@@ -9,11 +9,12 @@ recomputed in the backward pass, so that memory holds those of one call, and the
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from fewstep.errors import DenoiserError
 from fewstep.sampling import trajectory
 from fewstep.search.cache import rows
 from fewstep.search.gradient.numbers import LEARNED, Numbers
@@ -24,13 +25,15 @@ from fewstep.tableau import Tableau
 if TYPE_CHECKING:
     from fewstep.denoiser import Denoiser
 
+T = TypeVar("T")
+
 
 class Slope:
     """Losses and gradients.
 
     Args:
         denoiser: the network.
-        batch_size: samples through the network at a time.
+        batch_size: samples through the network at a time; halved for good where they do not fit in memory.
         checkpoint: recompute activations in the backward pass: twice the forward calls, a fraction of the memory.
         autocast: run the network in this precision (bfloat16), the sums in that of the states.
 
@@ -45,7 +48,34 @@ class Slope:
         self.backward = 0
 
     def value(self, space: Space, objective: Objective, batch: Batch) -> float:
-        """The loss of a batch, without a gradient."""
+        """The loss of a batch, without a gradient.
+
+        Errors: `DenoiserError` where not even one sample fits in memory.
+        """
+        return self._fitting(lambda: self._value(space, objective, batch), len(batch.start))
+
+    def __call__(self, space: Space, objective: Objective, batch: Batch) -> tuple[float, Tensor]:
+        """Add the gradient to the parameters' `grad`; returns the loss and its gradient in the first states.
+
+        Errors: as `value`.
+        """
+        return self._fitting(lambda: self._slope(space, objective, batch), len(batch.start))
+
+    def _fitting(self, work: Callable[[], T], samples: int) -> T:
+        """What `work` gives, with batches that fit: nothing of it is kept before it is whole."""
+        while True:
+            try:
+                return work()
+            except (torch.OutOfMemoryError, MemoryError) as error:
+                size = min(self.batch_size, samples)
+                if size == 1:
+                    raise DenoiserError(
+                        "out of memory with a single sample in a backward pass: recompute activations "
+                        "(checkpoint=True), or run the network in half precision (autocast=torch.bfloat16)"
+                    ) from error
+                self.batch_size = (size + 1) // 2
+
+    def _value(self, space: Space, objective: Objective, batch: Batch) -> float:
         with torch.no_grad():
             numbers = space()
             table = _table(numbers, space)
@@ -59,8 +89,7 @@ class Slope:
                 total += loss.item() * len(part.start) / whole
             return total
 
-    def __call__(self, space: Space, objective: Objective, batch: Batch) -> tuple[float, Tensor]:
-        """Add the gradient to the parameters' `grad`; returns the loss and its gradient in the first states."""
+    def _slope(self, space: Space, objective: Objective, batch: Batch) -> tuple[float, Tensor]:
         with torch.enable_grad():
             numbers = space()
             leaves = numbers.mapped(lambda part: part.detach().clone().requires_grad_())
@@ -76,12 +105,12 @@ class Slope:
                 else:
                     value = (run.sample * given[1][lo : lo + self.batch_size]).sum()
                 grads = torch.autograd.grad(value, [*leaves[:6], part.start], allow_unused=True)
-                self.backward += len(part.start) * len(numbers.calls) * self.denoiser.batch_cost
                 for total, grad in zip(found, grads[:6], strict=True):
                     total += 0 if grad is None else grad
                 slopes.append(torch.zeros_like(part.start) if grads[6] is None else grads[6])
             live = [(part, grad) for part, grad in zip(numbers[:6], found, strict=True) if part.requires_grad]
             torch.autograd.backward([part for part, _ in live], [grad for _, grad in live])
+        self.backward += len(batch.start) * len(numbers.calls) * self.denoiser.batch_cost
         return (loss if given is None else given[0]), torch.cat(slopes)
 
     def _given(self, leaves: Numbers, space: Space, objective: Objective, batch: Batch) -> tuple[float, Tensor] | None:
