@@ -145,30 +145,37 @@ def tau_table(cells: list[Line]) -> str:
 
 
 def figures(cells: list[Line]) -> None:
+    """Best so far, and what the best schedules chose."""
+    curves(cells, 400, "best RMS so far", "s3_curves")
+    chosen(cells)
+
+
+def curves(cells: list[Line], budget: int, label: str, name: str) -> None:
+    """Best score after so many evaluations: medians, from the lowest to the highest of the seeds."""
     from matplotlib.figure import Figure
 
     nfes = sorted({c["nfe"] for c in cells})
     figure = Figure(figsize=(3.1 * len(nfes), 3.2), layout="constrained")
-    grid = np.unique(np.geomspace(36, 400, 60).astype(int))
+    grid = np.unique(np.geomspace(36, budget, 60).astype(int))
     for k, nfe in enumerate(nfes):
         axes = figure.add_subplot(1, len(nfes), k + 1)
         for method, colour in COLOURS.items():
-            mine = [c for c in cells if c["nfe"] == nfe and c["method"] == method and c["budget"] == 400]
+            mine = [c for c in cells if c["nfe"] == nfe and c["method"] == method and c["budget"] == budget]
             if mine:
                 values = np.array([[at(c["curve"], int(n)) for n in grid] for c in mine])
                 axes.plot(grid, np.median(values, 0), color=colour, label=TITLES[method])
                 axes.fill_between(grid, values.min(0), values.max(0), color=colour, alpha=0.15, linewidth=0)
         axes.set(xscale="log", yscale="log", title=f"{nfe} calls", xlabel="evaluations")
-        axes.set_xticks((50, 100, 200, 400), ("50", "100", "200", "400"))
+        ticks = [n for n in (50, 100, 200, 400) if n <= budget]
+        axes.set_xticks(ticks, [str(n) for n in ticks])
         axes.set_xticks((), minor=True)
         for axis in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
             axis(lambda v, _: f"{v:.3g}" if f"{v:e}"[0] in "1235" else "")
         axes.grid(alpha=0.2)
-    figure.axes[0].set_ylabel("best RMS so far")
+    figure.axes[0].set_ylabel(label)
     lines = {line.get_label(): line for axes in figure.axes for line in axes.get_lines()}
     figure.axes[0].legend(lines.values(), lines.keys(), fontsize=7, loc="lower left")
-    figure.savefig(DOCS / "assets" / "tables" / "s3_curves.png", dpi=90)
-    chosen(cells)
+    figure.savefig(DOCS / "assets" / "tables" / f"{name}.png", dpi=90)
 
 
 def chosen(cells: list[Line]) -> None:
