@@ -42,6 +42,12 @@ from fewstep.search.objective import Scorer
 from fewstep.search.teacher import Teacher, reference_schedule
 
 EXACT = 1000
+SHORT = {
+    "faithful, Fréchet distance to the teacher's end points of the same seeds": "faithful",
+    "Fréchet distance to the teacher's end points of the same seeds": "matched",
+    "RMS distance to the teacher": "RMS",
+}
+"""Names of figures in the table."""
 
 
 @dataclass(frozen=True)
@@ -170,14 +176,15 @@ def page(records: Sequence[dict[str, Any]]) -> str:
     told = lambda figures: [  # noqa: E731
         f"{figures[n]['value']:.3g} ± {figures[n]['standard_error']:.1g}" if n in figures else "–" for n in names
     ]
-    lines = [["calls", "start", "method", "loss", "judge", "calls spent", *names], ["---"] * (6 + len(names))]
+    short = [next((new for old, new in SHORT.items() if n.endswith(old)), n) for n in names]
+    lines = [["calls", "start", "method", "loss", "judge", *short], ["---"] * (5 + len(names))]
     starts = dict.fromkeys((r["nfe"], r["solver"], r["start"]) for r in records)
     for nfe, solver, start in starts:
         rows = [r for r in records if (r["nfe"], r["solver"], r["start"]) == (nfe, solver, start)]
         label = f"{solver} on {start.partition(':')[2]}"
-        lines.append([str(nfe), label, "–", "–", "–", "0", *told(rows[0]["before"])])
+        lines.append([str(nfe), label, "–", "–", "–", *told(rows[0]["before"])])
         for r in rows:
-            lines.append([str(nfe), label, r["method"], r["loss"], r["judge"], f"{r['calls']:,}", *told(r["after"])])
+            lines.append([str(nfe), label, r["method"], r["loss"], r["judge"], *told(r["after"])])
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
