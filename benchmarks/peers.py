@@ -59,6 +59,9 @@ LD3_SOLVER = "unipc_3_bh1_data"
 STRIDE = 100_000
 """Offset between the calibration seeds of repetitions, and of the figures that `optimize` makes for itself."""
 
+Make = Callable[[], tuple[Tableau, dict[str, Any]]]
+"""A table and what is to be told of it, the calls to find it among it."""
+
 
 class Bench:
     """One network: its teacher, its judge, and the rows that are there."""
@@ -81,22 +84,26 @@ class Bench:
     def examiner(self) -> Examiner:
         return Examiner(self.model, ruler_of(self.model, self.judge), self.report, self.teacher)
 
-    def row(self, who: str, nfe: int, seed: int, make: Callable[[], tuple[Tableau, dict[str, Any]]]) -> None:
-        """Score what `make` finds, unless that is there."""
+    def row(self, who: str, nfe: int, seed: int, make: Make) -> dict[str, Any]:
+        """What `make` finds and what it scores, unless that is there."""
         a = self.args
         about = {"method": a.command, "who": who, "model": a.model, "nfe": nfe, "seed": seed, "images": a.images}
+        about |= {"trajectories": a.trajectories} if a.command == "gits" else {"pairs": a.pairs}
         about |= {"max_calls": a.max_calls} if who == WHOLE else {}
         key = "|".join(map(str, about.values()))
         if self.kept.get(key) is None:
-            before, began = self.model.evaluations, time.process_time()
+            began = time.process_time()
             table, more = make()
-            spent = {"calls": self.model.evaluations - before, "seconds": round(time.process_time() - began, 1)}
+            more["seconds"] = round(time.process_time() - began, 1)
             scores = self.examiner(table)
             found = {name: scores[name] for score in SCORES for name in (score, f"{score}_error")}
             told = {"times": table.times.tolist(), "model_times": table.model_times.tolist()}
             standard = {"teacher": self.examiner.teachers()["distance"]}
-            self.kept.add(key, about | spent | more | found | standard | told)
-        print(line(self.kept.get(key) or {}), flush=True)
+            self.kept.add(key, about | more | found | standard | told)
+        row = self.kept.get(key)
+        assert row is not None
+        print(line(row), flush=True)
+        return row
 
     def off(self, table: Tableau, theirs: torch.Tensor) -> float:
         """Largest difference of the authors' samples from the table's, on the first report seeds."""
@@ -154,15 +161,15 @@ class Bench:
     def ld3(self) -> None:
         for seed in self.args.seeds:
             for nfe in self.args.nfe:
-                updates: list[int] = []
-                self.row(AUTHORS, nfe, seed, lambda n=nfe, s=seed: self._ld3_authors(n, s))
-                done = next(r for r in self.kept if all(r[k] == v for k, v in (
-                    ("method", "ld3"), ("who", AUTHORS), ("nfe", nfe), ("seed", seed))))  # fmt: skip
-                updates.append(done["updates"])
-                self.row(ALIKE, nfe, seed, lambda n=nfe, s=seed, u=updates[0]: self._ld3_alike(n, s, u))
+                theirs = self.row(AUTHORS, nfe, seed, lambda n=nfe, s=seed: self._ld3_authors(n, s))
+                self.row(ALIKE, nfe, seed, lambda n=nfe, s=seed, u=theirs["updates"]: self._ld3_alike(n, s, u))
                 if self.args.max_calls:
                     options = {"calibration": CalibrationSeeds(self.args.pairs, seed * STRIDE)}
                     self.row(WHOLE, nfe, seed, lambda n=nfe, o=options: self._whole(n, LD3_SOLVER, **o))
+
+    @property
+    def _pairs_cost(self) -> int:
+        return 2 * self.args.pairs * self.teacher.cost
 
     def _seeds(self, seed: int) -> tuple[list[int], list[int]]:
         """Of the pairs that are learned from, and of those that choose."""
@@ -175,14 +182,14 @@ class Bench:
         checked = Pairs(unit_noise(seeds, self.model.shape), torch.empty(0), self.condition(seeds))
         before = self.model.evaluations
         found = ld3_found(self.code, self.model, self.judge.features, train, valid, nfe, seed, checked)
-        calls = self.model.evaluations - before - nfe * len(seeds)
+        calls = self._pairs_cost + self.model.evaluations - before - nfe * len(seeds)
         off = self.off(found.table, found.samples)
         return found.table, {"off": off, "checked": len(seeds), "updates": found.updates, "calls": calls}
 
     def _ld3_alike(self, nfe: int, seed: int, updates: int) -> tuple[Tableau, dict[str, Any]]:
         train, valid = self._seeds(seed)
         features = self.judge.features
-        wanted = features(self.teacher(valid).float())
+        wanted = features(self.teacher([*train, *valid])[len(train) :].float())
 
         def score(table: Tableau) -> float:
             made = sampled(self.model, table, seeds=valid, condition=self.condition(valid))
@@ -193,7 +200,8 @@ class Bench:
         lowered = objective("features", features=features)
         before = self.model.evaluations
         found = learner(Start.of(start, self.model.noise), "ld3", lowered, iterations=updates, seed=seed)
-        more = {"updates": found.iterations, "calls": self.model.evaluations - before, "notes": found.notes}
+        calls = self._pairs_cost + self.model.evaluations - before
+        more = {"updates": found.iterations, "calls": calls, "notes": found.notes}
         return found.tableau, more | {"loss": [found.start_score, found.score]}
 
     # --------------------------------------------------------------------------------------------------------- both
@@ -235,12 +243,10 @@ def line(row: dict[str, Any]) -> str:
 
 def report(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
     """Markdown: a table for each method, and what was checked."""
-    for method in dict.fromkeys(row["method"] for row in rows):
-        mine = [row for row in rows if row["method"] == method]
-        one = mine[0]
-        repeated = sorted({row["seed"] for row in mine})
-        yield f"\n{method.upper()} on {one['model']}: {one['images']:,} report images, repetitions {repeated}; the " \
-              f"teacher is {one['teacher']:.3f} from the data.\n"  # fmt: skip
+    for method, model, images in dict.fromkeys((row["method"], row["model"], row["images"]) for row in rows):
+        mine = [row for row in rows if (row["method"], row["model"], row["images"]) == (method, model, images)]
+        yield f"\n{method.upper()} on {model}: {images:,} report images; the teacher is {mine[0]['teacher']:.3f} " \
+              "from the data.\n"  # fmt: skip
         yield "| network calls | sampler | " + " | ".join(HEADS.values()) + " | calls to find it | repetitions |"
         yield "| ---: | :--- |" + " ---: |" * (len(HEADS) + 2)
         for nfe in sorted({row["nfe"] for row in mine}):
