@@ -260,7 +260,11 @@ def report(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
 
 
 def checks(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """What the authors' rows say of equality."""
+    """What `optimize` chose, and what the authors' rows say of equality."""
+    chosen = [row for row in rows if row["who"] == WHOLE]
+    if chosen:
+        words = "; ".join(f"{row['origin']} ({row['nfe']} calls)" for row in chosen)
+        yield f"\n`fewstep optimize` chose, by {chosen[0]['selected_by']}: {words}. Its calls are its budget."
     theirs = [row for row in rows if row["who"] == AUTHORS]
     if not theirs:
         return

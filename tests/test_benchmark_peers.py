@@ -31,7 +31,7 @@ def test_the_report_says_what_the_rows_hold(tmp_path: Path, capsys: pytest.Captu
         row("gits", "authors", 4, 1, **same | {"off": 4e-5, "our_knots": [0, 8, 60]}),
         row("gits", "alike", 4, 0),
         row("ld3", "authors", 5, 0, off=1e-6, checked=8, updates=175),
-        row("ld3", "whole", 5, 0, calls=40_000, max_calls=40_000),
+        row("ld3", "whole", 5, 0, calls=40_000, origin="karras", selected_by="the judge"),
     ]
     for k, one in enumerate(rows):
         kept.add(str(k), one)
@@ -40,6 +40,7 @@ def test_the_report_says_what_the_rows_hold(tmp_path: Path, capsys: pytest.Captu
     assert "| 4 | the authors' code | 0.250 ± 0.020 (0.240 to 0.260) | 0.050 ± 0.020 (0.040 to 0.060) |" in out
     assert "| 4 | `fewstep`, its plan, nothing chosen | 0.240 ± 0.020 | 0.040 ± 0.020 |" in out
     assert "| `fewstep optimize --method ld3` |" in out and "| 40,000 | 1 |" in out
+    assert "chose, by the judge: karras (5 calls)" in out
     assert "at most 4.0e-05 (8 images in each of 2 rows" in out and "1 of 2 paths are the same" in out
     assert out.count("the teacher is 0.321 from the data") == 2
 
