@@ -297,6 +297,7 @@ def test_optimize_writes_a_schedule_a_picture_and_a_report(tmp_path, monkeypatch
     assert f"{PROBLEM} in 4 network calls" in page
 
 
+@pytest.mark.slow
 def test_optimize_for_each_solver_and_number_of_calls(tmp_path):
     out = tmp_path / "many"
     told = json.loads(

@@ -20,6 +20,7 @@ FENCE = re.compile(r"^```(\w+)[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)#\s]+)(?:#[^)]*)?\)")
 # What a page shows in minutes, a test runs in seconds; nothing else is changed.
 SHORTER = {
+    'fs.load("mnist")                                   # a real': 'fs.load("problem:gaussian_8x8")  # a real',
     'nfe=6, method="auto", minutes=5': (
         'nfe=2, method="auto", max_calls=7_500, teacher_calls=8, calibration=fs.CalibrationSeeds(16)'
     ),

@@ -94,6 +94,7 @@ def test_snapping_moves_the_times_to_integers(file):
     torch.testing.assert_close(whole, whole.round(), atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 def test_what_a_host_can_run_instead_is_scored(tmp_path):
     noise = get("gaussian").noise
     table = solvers.dpmpp_2m(times.karras(noise, 4)).tabulate(noise)

@@ -94,6 +94,7 @@ def comparable(found: Found) -> dict[str, Any]:
     return {k: v for k, v in record.items() if k != "stages"} | {"tableau": found.tableau.digest, "course": course}
 
 
+@pytest.mark.slow
 def test_interrupted_in_every_stage(undisturbed: tuple[Found, int], tmp_path: Path) -> None:
     """Teacher, paths, race, finals, report: one folder, stopped again and again, ends with the same result."""
     for stage in ("teacher", "noising paths", "race", "finals", "report"):

@@ -34,6 +34,8 @@ from fewstep.search.surrogate import Process, propose
 from fewstep.search.teacher import Teacher, no_condition, reference_schedule
 from fewstep.tableau import Tableau
 
+S = pytest.mark.slow
+
 NOISE = EDM()
 BUDGET = 12_000
 
@@ -292,8 +294,14 @@ def test_a_matched_judge_compares_sets_of_the_same_seeds() -> None:
     assert by_features.digest != by_numbers.digest
 
 
-@pytest.mark.parametrize("method", ["grids", "ays", "dmn"])
-@pytest.mark.parametrize("objective", ["teacher", "frechet", "matched", "auto"])
+@pytest.mark.parametrize(
+    ("method", "objective"),
+    [
+        pytest.param(method, objective, marks=() if quick == objective else S)
+        for method, quick in (("grids", "teacher"), ("ays", "frechet"), ("dmn", "matched"))
+        for objective in ("teacher", "frechet", "matched", "auto")
+    ],
+)
 def test_the_budget_is_honoured_exactly(method: str, objective: str, tmp_path: Path) -> None:
     net = counted()
     judge = featured() if objective in ("frechet", "auto") else None
@@ -340,7 +348,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Found, int, i
     return folder, search(net, folder), net.calls, net.seen
 
 
-@pytest.mark.parametrize("part", [0.2, 0.5, 0.9])
+@pytest.mark.parametrize("part", [pytest.param(0.2, marks=S), 0.5, pytest.param(0.9, marks=S)])
 def test_interrupted_and_resumed(part: float, whole: tuple[Path, Found, int, int], tmp_path: Path) -> None:
     """Stopped anywhere, the same call goes on to the same result, and does not pay twice."""
     _, undisturbed, calls, samples = whole

@@ -130,7 +130,9 @@ def test_options_are_folded_into_the_name() -> None:
 
 
 # -------------------------------------------------------------------------------------------------- found, reloaded
-@pytest.mark.parametrize(("name", "method", "nfe"), [("sd", "dmn", 2), ("sd3", "ays", 2)])
+@pytest.mark.parametrize(
+    ("name", "method", "nfe"), [("sd", "dmn", 2), pytest.param("sd3", "ays", 2, marks=pytest.mark.slow)]
+)
 def test_optimize_saves_what_it_was_found_for(name: str, method: str, nfe: int, home: Path) -> None:
     model = fs.load(f"diffusers:{name}?prompts=prompts.txt&guidance=1&height=16&width=16")
     found = fs.optimize(

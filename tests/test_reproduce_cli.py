@@ -97,6 +97,7 @@ TINY_SEARCH = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_search_of_usf_from_files(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fewstep.search.s3.evolution.initial", lambda space, limit: initial(space, 6))
     command = ("reproduce", "usf-cifar10", *USF, *TINY_SEARCH)

@@ -159,6 +159,7 @@ def fill(kept: Results) -> None:
         assert work(list(toys_cells.jobs_of(a, kept, TINY, chosen)), kept, Deadline(None), quiet=True) == 0
 
 
+@pytest.mark.slow
 def test_scores_survive_and_are_not_made_again(stored: Path) -> None:
     kept, a = Results(stored), toy("grid_6x6")
     place = Place("grid_6x6", "sde_dpmpp_1", 6)

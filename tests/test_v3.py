@@ -211,6 +211,7 @@ def mixture() -> tuple[GaussianMixture, Denoiser]:
     return law, Denoiser(law.denoise, noise=VP, shape=(2,), dtype=torch.float64, fingerprint="mixture")
 
 
+@pytest.mark.slow
 def test_orders_of_convergence_with_its_own_statistics() -> None:
     """Uniform log-SNR, 16 to 64 steps, against 400 of them."""
     law, net = mixture()

@@ -168,7 +168,11 @@ def test_frechet_distances_are_of_enough_images(nfe: int, method: str) -> None:
 
 
 # ------------------------------------------------------------------------------------------------- shapes and networks
-@pytest.mark.parametrize("noise", [EDM(), Flow(shift=3.0), Discrete.scaled_linear()], ids=lambda n: n.family)
+@pytest.mark.parametrize(
+    "noise",
+    [Flow(shift=3.0), *(pytest.param(n, marks=pytest.mark.slow) for n in (EDM(), Discrete.scaled_linear()))],
+    ids=lambda n: n.family,
+)
 def test_video_shape(noise: object) -> None:
     problem = problems.Gaussian(0.1, 0.25, shape=(2, 3, 4, 4), noise=noise)
     found = optimize(problem.denoiser(), 3, "ays", max_calls=2 * BUDGET)
