@@ -31,7 +31,7 @@ def section() -> str:
             objective_table(objective),
         ]
     if runs:
-        curves(runs, max(r["budget"] for r in runs), "best score so far", "s3_digits")
+        curves(runs, max(r["budget"] for r in runs), "best score so far", "s3_digits", "linear")
         parts += [
             "### Searches by 256 images\n",
             "The score is the controlled distance of 256 images of the same seeds for all; medians over the runs, lowest "

@@ -150,7 +150,7 @@ def figures(cells: list[Line]) -> None:
     chosen(cells)
 
 
-def curves(cells: list[Line], budget: int, label: str, name: str) -> None:
+def curves(cells: list[Line], budget: int, label: str, name: str, scale: str = "log") -> None:
     """Best score after so many evaluations: medians, from the lowest to the highest of the seeds."""
     from matplotlib.figure import Figure
 
@@ -165,11 +165,12 @@ def curves(cells: list[Line], budget: int, label: str, name: str) -> None:
                 values = np.array([[at(c["curve"], int(n)) for n in grid] for c in mine])
                 axes.plot(grid, np.median(values, 0), color=colour, label=TITLES[method])
                 axes.fill_between(grid, values.min(0), values.max(0), color=colour, alpha=0.15, linewidth=0)
-        axes.set(xscale="log", yscale="log", title=f"{nfe} calls", xlabel="evaluations")
+        axes.set(xscale="log", yscale=scale, title=f"{nfe} calls", xlabel="evaluations")
         ticks = [n for n in (50, 100, 200, 400) if n <= budget]
         axes.set_xticks(ticks, [str(n) for n in ticks])
         axes.set_xticks((), minor=True)
-        for axis in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+        formatters = (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter) if scale == "log" else ()
+        for axis in formatters:
             axis(lambda v, _: f"{v:.3g}" if f"{v:e}"[0] in "1235" else "")
         axes.grid(alpha=0.2)
     figure.axes[0].set_ylabel(label)
