@@ -131,7 +131,7 @@ class Perturber:
         from fewstep import solvers, times
         from fewstep.noise import EDM
 
-        self.learn_every, self._learning, self.learnt = learn_every, learning, 0
+        self.learn_every, self._learning, self.lesson = learn_every, learning, 0
         self.noise = EDM()
         self._bases = [
             solvers.get(name)(times.named("logsnr")(self.noise, n))
@@ -155,16 +155,8 @@ class Perturber:
         until = time.thread_time() + self._learning
         while time.thread_time() < until:  # pure Python: the worst for a driver that shares the interpreter
             sum(range(1000))
-        self.learnt += 1
-        return {"learnt": self.learnt}
-
-    @property
-    def lesson(self) -> int:
-        return self.learnt
-
-    @lesson.setter
-    def lesson(self, lesson: int) -> None:
-        self.learnt = lesson
+        self.lesson += 1
+        return {"learnt": self.lesson}
 
 
 def busy(workers: int, trials: int, *, cpu: bool, proposer: str, learning: float = 5.0) -> dict[str, Any]:

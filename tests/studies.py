@@ -21,10 +21,10 @@ class Drawer:
     name, learn_every = "drawer", 7
 
     def __init__(self, nfes: Sequence[int] = NFES, **options: Any) -> None:
-        self.nfes, self.shift, self.options = tuple(nfes), 0.0, options
+        self.nfes, self.lesson, self.options = tuple(nfes), 0.0, options
 
     def propose(self, trials: Sequence[Trial], count: int, seed: int) -> list[Proposal]:
-        draw = random.Random(f"{seed} {self.shift!r} {len(trials)}")
+        draw = random.Random(f"{seed} {self.lesson!r} {len(trials)}")
         done = sorted((t for t in trials if t.scores), key=lambda t: t.scores[max(t.scores)])[:5]
         out: list[Proposal] = []
         for _ in range(count):
@@ -43,16 +43,8 @@ class Drawer:
 
     def learn(self, trials: Sequence[Trial]) -> dict[str, Any]:
         scores = [t.scores[max(t.scores)] for t in trials]
-        self.shift = math.fsum(s for s in scores if s < math.inf)
-        return {"mean": self.shift / len(scores)}
-
-    @property
-    def lesson(self) -> float:
-        return self.shift
-
-    @lesson.setter
-    def lesson(self, lesson: float) -> None:
-        self.shift = lesson
+        self.lesson = math.fsum(s for s in scores if s < math.inf)
+        return {"mean": self.lesson / len(scores)}
 
 
 class Stumbler(Drawer):

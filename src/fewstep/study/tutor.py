@@ -80,7 +80,7 @@ class Tutor:
                 process.stdin.write(question)
                 process.stdin.flush()
             return pickle.load(process.stdout)
-        except (OSError, EOFError, ValueError) as error:
+        except (OSError, EOFError, ValueError, pickle.UnpicklingError) as error:
             raise StudyError(
                 f"the process that learns for {self.name} died (exit code {process.wait()}); nothing was "
                 "lost: resume the study"
