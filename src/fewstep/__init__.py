@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from fewstep.adapters.pipelines.build import from_diffusers as from_diffusers
     from fewstep.denoiser import Denoiser as Denoiser
     from fewstep.denoiser import from_callable as from_callable
+    from fewstep.devices import spread as spread
     from fewstep.found import Found as Found
     from fewstep.many import FoundMany as FoundMany
     from fewstep.many import optimize_many as optimize_many
@@ -48,7 +49,7 @@ _FROM = {
     "SolverSchedule": "rules", "Step": "rules", "sample": "sampling",
     "from_edm": "adapters.networks", "from_guided_diffusion": "adapters.networks",
     "from_k_diffusion": "adapters.networks", "trajectory": "sampling", "Tableau": "tableau", "from_sampler": "trace",
-    "from_peer": "peers",
+    "from_peer": "peers", "spread": "devices",
 }  # fmt: skip
 _MODULES = ("metrics", "noise", "problems", "search", "solvers", "times")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -49,3 +50,18 @@ def null_rows(null: Condition, rows: int, *, like: Condition = None, device: tor
 def joined(first: Condition, second: Condition) -> Condition:
     """Both conditions in one batch, the samples of the first before those of the second."""
     return pytree.tree_map(lambda a, b: torch.cat([a, b]) if isinstance(a, Tensor) else a, first, second)
+
+
+def rows(condition: Condition, index: slice | Sequence[int] | Tensor) -> Condition:
+    """Some samples of a condition."""
+    return pytree.tree_map(lambda leaf: leaf[index] if isinstance(leaf, Tensor) else leaf, condition)
+
+
+def first_rows(condition: Condition, n: int) -> Condition:
+    """The first `n` samples of a condition."""
+    return rows(condition, slice(0, n))
+
+
+def on_device(condition: Condition, device: torch.device) -> Condition:
+    """The same condition on a device."""
+    return pytree.tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, condition)

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fewstep.conditions import first_rows
 from fewstep.denoiser import Denoiser
 from fewstep.errors import ArgumentError, DenoiserError
 from fewstep.randomness import CalibrationSeeds, unit_noise
-from fewstep.search.cache import first_rows
 
 SAMPLES = 24
 LEVELS = (0.3, 1.0)

@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from fewstep import models, networks, problems
+from fewstep.conditions import rows
 from fewstep.denoiser import Denoiser
 from fewstep.errors import ArgumentError
 from fewstep.networks.labels import innermost
 from fewstep.randomness import CalibrationSeeds, ReportSeeds, SelectionSeeds
-from fewstep.search.cache import rows
 from fewstep.search.teacher import ConditionOf
 
 MNIST_SHAPE = (1, 28, 28)

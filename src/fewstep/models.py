@@ -25,6 +25,7 @@ from fewstep import metrics, networks, problems
 from fewstep.adapters.pipelines.network import Latent
 from fewstep.conditions import Condition
 from fewstep.denoiser import Denoiser
+from fewstep.devices import places_of, spread
 from fewstep.errors import ArgumentError
 from fewstep.guidance import guided
 from fewstep.metrics import Features, Statistics
@@ -70,13 +71,18 @@ def load(
             `diffusers:my-sd15?prompts=prompts.txt&guidance=7.5`.
         guidance: classifier-free guidance weight; 1, the default, is none, but a pipeline has a default of its own.
         noise: noise schedule of the states, or its name: edm, vp, cosine, flow, sd. By default the network's own.
-        dtype, device: of the states; float32 on the CPU by default (pipelines: on the GPU, if there is one).
+        dtype, device: of the states; float32 on the CPU by default (pipelines: on the GPU, if there is one). Several
+            devices, `cuda:0,cuda:1`, have a copy each and share every batch (`fewstep.spread`).
         trust_pickle, fp16: for `edm:`, see `fewstep.networks.edm_denoiser`.
 
     Raises:
         ArgumentError: an unknown name or option; lists the choices.
         FileFormatError: a damaged file.
     """
+    name, several = places_of(name, device)
+    if len(several) > 1:
+        how: dict[str, Any] = {"guidance": guidance, "noise": noise, "dtype": dtype, "trust_pickle": trust_pickle}
+        return spread([load(name, device=place, fp16=fp16, **how) for place in several])
     name, _, query = name.partition("?")
     kind, _, rest = name.partition(":")
     if kind == "diffusers" and rest:

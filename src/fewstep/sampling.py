@@ -65,7 +65,7 @@ def trajectory(
     constants = tuple(c.to(device=start.device, dtype=precise) for c in tableau.constants)
     rows = tableau.rows
     held: list[Any] = [None] * (2 * rows)
-    call = _checkpointing(denoiser) if checkpoint else denoiser
+    call = checkpointing(denoiser) if checkpoint else denoiser
     same = precise == dtype
     for row in tableau.program:
         index, time, model_time, evaluated, _, plain, keep_state, keep_output, forget = row
@@ -87,8 +87,12 @@ def trajectory(
         del state, output
 
 
-def _checkpointing(denoiser: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda x, t, condition: checkpointed(denoiser, x, t, condition, use_reentrant=False)
+def checkpointing(denoiser: Callable[..., Any]) -> Callable[..., Any]:
+    """The same network, whose activations are recomputed in the backward pass; one that is spread over devices sees to
+    it on each of them.
+    """
+    own = getattr(denoiser, "checkpointed", None)
+    return own or (lambda x, t, condition: checkpointed(denoiser, x, t, condition, use_reentrant=False))
 
 
 def _mix(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fewstep import data_range, inputs, models
+from fewstep.conditions import first_rows, rows
 from fewstep.denoiser import Denoiser
 from fewstep.errors import ArgumentError
 from fewstep.inputs import Data, SeedsAsked
@@ -18,7 +19,7 @@ from fewstep.judging import Objective
 from fewstep.learning import Loss, lowered_by
 from fewstep.progress import Report
 from fewstep.randomness import CalibrationSeeds, Seeds
-from fewstep.search.cache import Cache, Probe, first_rows, rows
+from fewstep.search.cache import Cache, Probe
 from fewstep.search.gradient.objectives import Objective as LearningObjective
 from fewstep.search.judges import Judge
 from fewstep.search.klub import Gram

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from fewstep.conditions import first_rows, rows
 from fewstep.ems.derivatives import Derivatives, derivatives
 from fewstep.ems.statistics import EMS, log_snr_grid
 from fewstep.errors import ArgumentError, DenoiserError
@@ -30,7 +31,7 @@ from fewstep.noise import as_float64
 from fewstep.outputs import check_finite
 from fewstep.progress import Event, Report
 from fewstep.randomness import CalibrationSeeds, unit_noise
-from fewstep.search.cache import Cache, Probe, digest, first_rows, rows
+from fewstep.search.cache import Cache, Probe, digest
 
 if TYPE_CHECKING:
     from fewstep.denoiser import Denoiser

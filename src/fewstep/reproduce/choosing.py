@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fewstep import solvers, times
 from fewstep.compare import Results
+from fewstep.conditions import first_rows
 from fewstep.errors import ArgumentError
 from fewstep.inputs import Data
 from fewstep.models import default_condition
@@ -22,7 +23,7 @@ from fewstep.noise import as_float64
 from fewstep.progress import Report, silent
 from fewstep.randomness import CalibrationSeeds, SelectionSeeds
 from fewstep.search.ays import Descent, Snapshot, descents, refine, to_ratios, to_times
-from fewstep.search.cache import Cache, Probe, digest, first_rows
+from fewstep.search.cache import Cache, Probe, digest
 from fewstep.search.judges import FrechetJudge
 from fewstep.search.klub import Gram, ratio_grid
 from fewstep.search.objective import Scorer

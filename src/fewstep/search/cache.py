@@ -202,13 +202,3 @@ class Probe:
                 "due to the machine): delete that file, give another cache folder, or give the network its own "
                 "fingerprint"
             )
-
-
-def first_rows(condition: Any, n: int) -> Any:
-    """The first `n` samples of a condition: a pytree whose tensor leaves have the sample axis first."""
-    return rows(condition, slice(0, n))
-
-
-def rows(condition: Any, index: slice | Sequence[int] | Tensor) -> Any:
-    """Some samples of a condition: a pytree whose tensor leaves have the sample axis first."""
-    return pytree.tree_map(lambda leaf: leaf[index] if isinstance(leaf, Tensor) else leaf, condition)

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from fewstep.batching import in_batches
+from fewstep.conditions import rows
 from fewstep.errors import ArgumentError
 from fewstep.progress import Event, Report, silent
-from fewstep.search.cache import rows
 from fewstep.search.trajectories import Trajectories
 
 if TYPE_CHECKING:

@@ -25,12 +25,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fewstep.conditions import first_rows, rows
 from fewstep.errors import ArgumentError, DenoiserError
 from fewstep.noise import NoiseSchedule, as_float64
 from fewstep.outputs import check_finite
 from fewstep.progress import Event, Report, silent
 from fewstep.randomness import CalibrationSeeds, unit_noise
-from fewstep.search.cache import Cache, Probe, digest, first_rows, rows
+from fewstep.search.cache import Cache, Probe, digest
 from fewstep.search.lookup import Lookup
 from fewstep.times.grids import finite_ratio
 from fewstep.times.resample import log_linear

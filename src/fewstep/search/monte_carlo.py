@@ -26,12 +26,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from fewstep.conditions import rows
 from fewstep.errors import ArgumentError, DenoiserError
 from fewstep.noise import as_float64
 from fewstep.progress import Event, Report, silent
 from fewstep.randomness import CalibrationSeeds, unit_noise
 from fewstep.search.ays import MAX_SWEEPS, candidates, walk
-from fewstep.search.cache import rows
 from fewstep.search.proposal import C, normaliser, quantiles
 
 if TYPE_CHECKING:

@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fewstep.conditions import first_rows
 from fewstep.errors import ArgumentError
 from fewstep.progress import Report
 from fewstep.rules import SolverSchedule
-from fewstep.search.cache import Cache, digest, first_rows
+from fewstep.search.cache import Cache, digest
 from fewstep.search.dynamic import Array, PairPaths, Paths, cheapest
 from fewstep.search.dynamic_end import EndError
 from fewstep.search.dynamic_errors import LocalErrors, Products

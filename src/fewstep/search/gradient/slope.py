@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor
 
+from fewstep.conditions import rows
 from fewstep.errors import DenoiserError
-from fewstep.sampling import trajectory
-from fewstep.search.cache import rows
+from fewstep.sampling import checkpointing, trajectory
 from fewstep.search.gradient.numbers import LEARNED, Numbers
 from fewstep.search.gradient.objectives import Batch, Objective, Run
 from fewstep.search.gradient.space import Space
@@ -135,21 +135,20 @@ class Slope:
     def _run(self, table: Tableau, numbers: Numbers, objective: Objective, batch: Batch) -> Run:
         states: dict[int, Tensor] = {}
         sample = batch.start
-        for point in trajectory(
-            self._network(), table, batch.start, condition=batch.condition, checkpoint=self.checkpoint
-        ):
+        for point in trajectory(self._network(), table, batch.start, condition=batch.condition):
             sample = point.state
             if objective.along and 0 < point.row < table.rows - 1:
                 states[point.row] = point.state
         return Run(sample, states, numbers.alpha, numbers.sigma)
 
     def _network(self) -> Callable[..., Any]:
+        network = checkpointing(self.denoiser) if self.checkpoint else self.denoiser
         if self.autocast is None:
-            return self.denoiser
+            return network
 
         def call(x: Tensor, t: Any, condition: Any) -> Any:
             with torch.autocast(x.device.type, self.autocast):
-                return self.denoiser(x, t, condition)
+                return network(x, t, condition)
 
         return call
 
