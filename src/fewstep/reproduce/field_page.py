@@ -128,8 +128,8 @@ class Page:
             f"# The field on {about['model']}", "",
             f"{about['images']:,} images a cell on fresh seeds, {seeds} repetition{'s' if seeds > 1 else ''}; the "
             f"teacher makes {about['teacher_calls']} calls" + (f" and is at {with_error(*own)}. " if own else ". ")
-            + f"Searches: {about['effort']}. Device: {about['device']}. Errors are one standard error; † marks methods "
-            "that found nothing better than what they began with.", "",
+            + f"{self._efforts()}Device: {about['device']}. Errors are one standard error; † marks methods that found "
+            "nothing better than what they began with.", "",
         ]  # fmt: skip
         for score, words in self.views.items():
             lines += [f"## {words[0].upper()}{words[1:]}", "", *self._overview(score), ""]
@@ -139,6 +139,15 @@ class Page:
             lines += [f"## {nfe} calls", "", *self._details(nfe), ""]
         lines += self._missing()
         return "\n".join(lines).rstrip() + "\n"
+
+    def _efforts(self) -> str:
+        """What the searches may spend, by method where that differs."""
+        methods: dict[str, dict[str, None]] = {}
+        for entry in self.entries:
+            for effort in {cell["effort"]: None for cell in entry.cells if "effort" in cell}:
+                methods.setdefault(effort, {})[entry.method] = None
+        told = [effort if len(methods) == 1 else f"{', '.join(those)}: {effort}" for effort, those in methods.items()]
+        return f"Searches: {'; '.join(told)}. " if told else ""
 
     def _overview(self, score: str) -> Iterator[str]:
         yield "| method | " + " | ".join(f"{n} calls" for n in self.nfes) + " |"
