@@ -54,6 +54,9 @@ slow: $(VENV)/.tools
 bench: $(VENV)/.tools
 	$(BIN)/python -m benchmarks.overhead
 	$(BIN)/python -m benchmarks.network
+	$(BIN)/python -m benchmarks.study busy
+	$(BIN)/python -m benchmarks.study kills
+	$(BIN)/python -m benchmarks.study evaluation
 	for phase in analytic screen optimise final report; do $(BIN)/python -m benchmarks.quality $$phase || exit 1; done
 
 figures: $(VENV)/.tools

@@ -24,8 +24,8 @@ def checked_objective(
 ) -> Objective:
     """The objective with `auto` resolved: `frechet` where a feature network is known, else `matched`.
 
-    With `faithful` that is preferred, where there are features and a teacher: samplers whose weights are learned must
-    not be judged by features alone.
+    With `faithful` that is preferred, where there are features and a teacher: for methods that imitate a teacher, whose
+    learned weights must not be judged by features alone.
 
     Errors: `ArgumentError` for another word, `frechet` or `faithful` without features, or a comparison with a teacher
         that is not there.

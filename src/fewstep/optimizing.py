@@ -188,7 +188,7 @@ def prepared(
     net, name = inputs.resolve(model)
     window = Window.checked(net.noise, start, end)
     known = judge or inputs.judge_of(net)
-    chosen = checked_objective(objective, known, teacher_calls, faithful=PARTS[method].auto)
+    chosen = checked_objective(objective, known, teacher_calls, faithful=PARTS[method].imitates)
     chosen = on_pictures(net, chosen) if callable(chosen) else chosen
     of = inputs.condition_of(net, condition)
     ground = Setting(
