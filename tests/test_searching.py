@@ -135,12 +135,13 @@ def test_the_teachers_features_are_made_once_and_shared(tmp_path):
 def test_the_controlled_distance_is_chosen_where_it_was_measured_to_be_better():
     digits, grid = models.judge("mnist"), models.judge("problem:grid_8x8")
     for known, calls, fewest, most, wanted in (
-        (digits, 60, 256, 256, "controlled"), (digits, 60, 64, 256, "controlled"), (digits, 60, 128, 128, "frechet"),
-        (digits, 60, 16, 256, "frechet"), (digits, 0, 256, 256, "frechet"), (grid, 60, 256, 256, "matched"),
+        (digits, 60, 256, 256, "controlled"), (digits, 60, 64, 256, "controlled"), (digits, 60, 128, 128, "faithful"),
+        (digits, 60, 16, 256, "faithful"), (digits, 0, 256, 256, "frechet"), (grid, 60, 256, 256, "matched"),
         (None, 60, 256, 256, "matched"),
     ):  # fmt: skip
         assert searched_objective("auto", known, calls, fewest, most) == wanted
-        assert checked_objective("auto", known, calls) == ("frechet" if known is digits else "matched")
+        plain = "matched" if known is not digits else "faithful" if calls else "frechet"
+        assert checked_objective("auto", known, calls) == plain
     for known, calls, fewest, words in (
         (None, 60, 64, "needs features"),
         (digits, 0, 64, "a teacher"),

@@ -19,13 +19,9 @@ CONTROLLED = "controlled"
 Objective = str | Callable[[Tensor], Tensor]
 
 
-def checked_objective(
-    objective: Objective, known: ModelJudge | None, teacher_calls: int = 1, *, faithful: bool = False
-) -> Objective:
-    """The objective with `auto` resolved: `frechet` where a feature network is known, else `matched`.
-
-    With `faithful` that is preferred, where there are features and a teacher: for methods that imitate a teacher, whose
-    learned weights must not be judged by features alone.
+def checked_objective(objective: Objective, known: ModelJudge | None, teacher_calls: int = 1) -> Objective:
+    """The objective with `auto` resolved: `faithful` where a feature network is known and there is a teacher, `frechet`
+    where there is none, and `matched` without features.
 
     Errors: `ArgumentError` for another word, `frechet` or `faithful` without features, or a comparison with a teacher
         that is not there.
@@ -43,7 +39,7 @@ def checked_objective(
     if objective == "auto":
         # The features of an analytic problem are its samples themselves: two moments say little about a mixture.
         able = known is not None and (known.nll is None or not teacher_calls)
-        objective = "matched" if not able else "faithful" if faithful and teacher_calls else "frechet"
+        objective = "matched" if not able else "faithful" if teacher_calls else "frechet"
     if objective in ("faithful", "matched", "teacher") and not teacher_calls:
         raise ArgumentError(
             "nothing judges without a teacher (teacher_calls=0): give judge=, or a function objective=, or leave "

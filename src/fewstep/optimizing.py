@@ -29,7 +29,7 @@ from fewstep.search.klub import Gram
 from fewstep.search.ledger import Ledger
 from fewstep.search.methods import Solver, default_solver, entered, sources
 from fewstep.search.objective import BATCH
-from fewstep.search.parts import METHODS, PARTS
+from fewstep.search.parts import METHODS
 from fewstep.search.teacher import CALLS
 from fewstep.search.window import Window
 from fewstep.setting import Setting
@@ -188,7 +188,7 @@ def prepared(
     net, name = inputs.resolve(model)
     window = Window.checked(net.noise, start, end)
     known = judge or inputs.judge_of(net)
-    chosen = checked_objective(objective, known, teacher_calls, faithful=PARTS[method].imitates)
+    chosen = checked_objective(objective, known, teacher_calls)
     chosen = on_pictures(net, chosen) if callable(chosen) else chosen
     of = inputs.condition_of(net, condition)
     ground = Setting(

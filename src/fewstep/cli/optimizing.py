@@ -86,8 +86,7 @@ ObjectiveOption = Annotated[
     typer.Option(
         help="What selects: faithful (geometric mean of matched in features and in samples), matched (distance to the "
         "teacher's samples of the same seeds, as sets), frechet (to the data), teacher (sample by sample), or auto "
-        "(matched where no features are known; else faithful with methods that plan on a teacher or learn from it, "
-        "auto among them, and frechet with others)."
+        "(faithful where features are known, else matched)."
     ),
 ]
 

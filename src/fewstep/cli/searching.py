@@ -83,7 +83,7 @@ def start(
             help="What selects: controlled (distance to the data, a teacher's samples as control variates), frechet "
             "(the plain one), matched (to the teacher's samples, as sets), faithful (the same in features and in the "
             "samples), teacher (one by one), python:MODULE:FUNCTION (images -> [B]); auto: controlled where features "
-            "are known and there are four images for each, frechet where there are fewer, else matched."
+            "are known and there are four images for each, faithful where there are fewer, else matched."
         ),
     ] = "auto",
     images: Annotated[

@@ -267,7 +267,7 @@ class Maker:
     @property
     def _searched_by(self) -> Any:
         """What S³ is judged by: as `auto` is, for a search's usual `controlled` costs more than one cell may spend."""
-        return checked_objective(self.effort.objective, self.judge, self.effort.teacher_calls, faithful=True)
+        return checked_objective(self.effort.objective, self.judge, self.effort.teacher_calls)
 
     def _trials(self, method: Method, nfe: int) -> int:
         """Schedules that the budget pays for: all on few images, and most of them, in a short search, on all."""

@@ -60,11 +60,6 @@ class Parts:
         return STARTS * len(self.learned)
 
     @property
-    def imitates(self) -> bool:
-        """Whether the teacher's samples are what it aims at."""
-        return bool(self.plans or self.learned)
-
-    @property
     def dearer(self) -> int:
         """How much dearer than times alone, for a message."""
         return 6 if self.auto else 3 if self.learned else 1
