@@ -173,6 +173,11 @@ def sliced_to_data(rows: Rows, teacher: Rows) -> float:
     return sliced_wasserstein(rows["features"], real_features(), projections=64)
 
 
+def faithful(rows: Rows, teacher: Rows) -> float:
+    seen = frechet(Statistics.of(rows["pixels"]), Statistics.of(teacher["pixels"]))
+    return math.sqrt(max(0.0, to_same_seeds(rows, teacher)) * max(0.0, seen))
+
+
 def sliced_pixels(rows: Rows, teacher: Rows) -> float:
     return sliced_wasserstein(rows["pixels"], teacher["pixels"], projections=64)
 
@@ -195,6 +200,7 @@ JUDGES: dict[str, Score] = {
     "sliced Wasserstein to the data, features": sliced_to_data,
     "FD to the teacher's set": to_teachers_set,
     "FD to the teacher, same seeds": to_same_seeds,
+    "its geometric mean with that of the pixels (faithful)": faithful,
     "sliced Wasserstein to the teacher, same seeds, pixels": sliced_pixels,
     "paired L2 to the teacher, pixels": paired_pixels,
     "paired L2 to the teacher, features": paired_features,

@@ -59,7 +59,7 @@ def test_the_result_is_no_worse_than_any_part(run: tuple[Found, Path, list[str]]
 def test_the_course_is_told_and_the_best_so_far_is_on_disk(run: tuple[Found, Path, list[str]]) -> None:
     found, folder, seen = run
     parts = [step["part"] for step in found.course]
-    assert parts == ["hand-crafted", "ways down", "plans", "evolution", "race", "learning"]
+    assert parts == ["hand-crafted", "first lesson", "ways down", "plans", "evolution", "race", "learning"]
     spent = [step["calls"] for step in found.course]
     assert spent == sorted(spent) and 0 < spent[0] < spent[-1] <= found.calls
     assert seen[0] == found.course[0]["best"]  # before the table of AYS was made

@@ -145,10 +145,10 @@ def judged(features: Any = seen) -> Judge:
     return Judge("moments", features, Statistics.of(seen(exact.double())), seen(exact.double()))
 
 
-def test_the_data_decide_where_features_are_known_and_a_given_table_takes_part() -> None:
+def test_the_data_can_decide_and_a_given_table_takes_part() -> None:
     grid = times.karras(NOISE, 3, rho=5.0)
     given = replace(solvers.dpmpp_2m(grid).tabulate(NOISE), schedule=None, name="mine")
-    options = SMALL | {"objective": "auto", "judge": judged(), "given": given}
+    options = SMALL | {"objective": "frechet", "judge": judged(), "given": given}
     found = optimize(mixture(), 3, "weights", **options)
     assert found.selection["judge"].startswith("Fréchet distance, ")
     assert stage(found, "learning")["backward"] > 0 and not any("scores the teacher" in note for note in found.notes)

@@ -122,7 +122,7 @@ def test_interrupted_between_calls(undisturbed: tuple[Found, int], tmp_path: Pat
 
 def test_minutes_divide_the_same_budget_when_a_run_goes_on(tmp_path: Path) -> None:
     first, second = (
-        optimize(counted(), 2, "dmn", minutes=0.02, max_calls=9000, out=tmp_path, **OPTIONS) for _ in range(2)
+        optimize(counted(), 2, "dmn", minutes=1, max_calls=9000, out=tmp_path, **OPTIONS) for _ in range(2)
     )
     assert second.plan == first.plan and second.report == first.report
     assert "speed" not in {s["stage"] for s in second.stages}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from fewstep.errors import ArgumentError, DenoiserError
 from fewstep.randomness import CalibrationSeeds, SelectionSeeds
 from fewstep.rules import SolverSchedule
 from fewstep.search.ays import to_ratios
+from fewstep.search.clock import FIRST, LEARNING, TIME_SHARE, Clock
 from fewstep.search.gradient.fit import CHECKS
 from fewstep.search.gradient.learn import LEAST_PAIRS, Learned, Learner
 from fewstep.search.gradient.losses import objective
@@ -58,7 +60,9 @@ class Lessons:
         ground, plan, ledger, nfe: of the optimisation.
         judge, scorer: of the race.
         offset: of the first selection seed that nobody else takes.
-        seconds: time for it, if that is bounded.
+        clock: of the optimisation; a descent ends when the time of its part is over.
+        part: of the optimisation; share: of the learning's calls that may be spent; most: starts.
+        taken: share that the first lesson took.
     """
 
     ground: Setting
@@ -68,17 +72,32 @@ class Lessons:
     judge: Judge
     scorer: Scorer
     offset: int
-    seconds: float | None = None
+    clock: Clock
+    part: str = LEARNING
+    share: float = 1.0
+    most: int = STARTS
+    taken: float = 0.0
 
-    def __call__(self, standing: list[Candidate]) -> list[Candidate]:
-        """Samplers learned from the best of the standing.
+    def first(self, standing: list[Candidate]) -> list[Candidate]:
+        """A sampler learned early, from the best of few; none where the calls are too few for it to be worth them."""
+        early = replace(self, part=FIRST, share=self.plan.parts.early, most=1)
+        found: list[Candidate] = []
+        for name in self.plan.parts.learned:
+            with suppress(ArgumentError):
+                found += early._learned(RECIPES[name], standing)
+        self.taken = early.share if found else 0.0
+        return found
+
+    def last(self, standing: list[Candidate]) -> list[Candidate]:
+        """Samplers learned from the best of the standing, with the calls that are left.
 
         Errors: `ArgumentError` where the method can start from none of them.
         """
+        rest = replace(self, share=1 - self.taken)
         found: list[Candidate] = []
         for name in self.plan.parts.learned:
             try:
-                found += self._learned(RECIPES[name], standing)
+                found += rest._learned(RECIPES[name], standing)
             except ArgumentError as error:
                 if not self.plan.parts.auto:
                     raise
@@ -95,14 +114,15 @@ class Lessons:
         with self.ledger.stage("learning", self.plan.stages["learning"]) as stage:
             learner, calls = self._learner()
             many = learner.updates(recipe, self.nfe, calls // STARTS) >= min(ENOUGH, recipe.iterations)
-            starts = starts[: STARTS if many else 1]
+            starts = starts[: self.most if many else 1]
             updates = learner.updates(recipe, self.nfe, calls // len(starts))
             if updates < CHECKS:
                 raise ArgumentError(
                     f"max_calls={self.plan.max_calls} leaves {recipe.name} {updates} updates at {self.nfe} calls per "
                     "sample, too few to learn: give more calls (or minutes), or fewer calibration seeds"
                 )
-            seconds = None if self.seconds is None else self.seconds / len(starts)
+            given = self.clock.seconds
+            seconds = given and given * TIME_SHARE * self.plan.parts.learn * self.share / len(starts)
             return [
                 self._candidate(
                     origin, solver, learner(start, recipe, lowered, iterations=updates, seconds=seconds), stage
@@ -112,11 +132,12 @@ class Lessons:
 
     def _learner(self) -> tuple[Learner, int]:
         """The pairs and the judge, and the calls that are left to descents."""
-        ground, calls = self.ground, self.plan.stages["learning"]
+        ground, calls = self.ground, int(self.share * self.plan.stages["learning"])
         teacher, asked = ground.teacher, ground.seeds.calibration
         assert teacher is not None  # see `Setting.require_sources`
         count = int(TEACHING * calls / teacher.cost * 8 / 9)
-        pairs = asked or CalibrationSeeds(max(LEAST_PAIRS, min(MOST_PAIRS, count)))
+        few = max(LEAST_PAIRS, min(MOST_PAIRS, count))
+        pairs = CalibrationSeeds(few) if asked is None else asked[:few] if self.part == FIRST else asked
         held = SelectionSeeds(max(8, min(64, len(pairs) // 8)), self.offset)
         one = self.nfe * ground.model.batch_cost
         judged = next(
@@ -136,7 +157,7 @@ class Lessons:
         blind = isinstance(self.judge, PairedJudge | MatchedJudge)  # to whom the teacher is perfect
         learner = Learner(
             teacher, pairs, held, score, judged, ground.batch, cache=ground.cache,
-            progress=ground.progress,
+            progress=ground.progress, late=lambda: self.clock.over(self.part),
             look_at=None if blind else lambda images, seeds: self.judge.score(self.judge.observe(images, seeds)),
         )  # fmt: skip
         return learner, calls - (len(pairs) + len(held)) * teacher.cost

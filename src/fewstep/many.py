@@ -8,6 +8,7 @@ own.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -171,6 +172,7 @@ class _Run:
     out: Path | None
 
     def __call__(self, minutes: float | None, max_calls: int | None, skipped: list[str]) -> FoundMany:
+        began = time.monotonic()
         try:
             budgets = self._budgets(minutes, max_calls)
         except KeyboardInterrupt:
@@ -178,9 +180,11 @@ class _Run:
         except DenoiserError as error:
             raise DenoiserError(f"{error}; {self._again()}", time=error.time, rows=error.rows) from error
         results: dict[tuple[str, int], Found] = {}
-        for (name, nfe), made in self.pairs.items():
+        for k, ((name, nfe), made) in enumerate(self.pairs.items()):
             place = None if self.out is None else self.out / folder_of(name, nfe)
-            work = Work(self.ground, nfe, made, place, Ledger(self.ground.model))
+            weight = nfe / sum(calls for _, calls in [*self.pairs][k:])
+            left = None if minutes is None else max(1.0, 60 * minutes - (time.monotonic() - began)) * weight
+            work = Work(self.ground, nfe, made, place, Ledger(self.ground.model), seconds=left)
             try:
                 results[name, nfe] = finished(work, None, budgets[name, nfe])
             except KeyboardInterrupt as stop:

@@ -18,27 +18,26 @@ from fewstep.learning import Lessons, require_start
 from fewstep.progress import Event
 from fewstep.randomness import ReportSeeds, SelectionSeeds
 from fewstep.search.cache import digest
+from fewstep.search.clock import EVOLUTION, FIRST, LEARNING, PLANS, RACE, TIME_SHARE, WAYS, Clock
+from fewstep.search.clock import HAND as HAND_CRAFTED
 from fewstep.search.compete import Competition
 from fewstep.search.evolving import Breeder
 from fewstep.search.judges import Judge
 from fewstep.search.ledger import Ledger, speed
 from fewstep.search.methods import Source
-from fewstep.search.objective import Scorer
 from fewstep.search.parts import HAND
-from fewstep.search.plan import Plan, default_calls, plan
+from fewstep.search.plan import LEAST, Plan, default_calls, plan
 from fewstep.search.select import Candidate, finite
 from fewstep.setting import Setting
 from fewstep.tableau import Tableau
 
-TIME_SHARE = 0.8
-"""Part of the given minutes that the network may take; the rest is for everything else."""
 FEWEST = 40
 """Images of the first round that a distance between distributions should have; fewer say little about one."""
 
 
 @dataclass
 class Work:
-    """One optimisation: its ground, and what it has so far."""
+    """One optimisation: its ground, and what it has so far; `seconds` bound it where no minutes are given."""
 
     setting: Setting
     nfe: int
@@ -51,13 +50,17 @@ class Work:
     judge: Judge | None = None
     plan: Plan | None = None
     given: Tableau | None = None
+    seconds: float | None = None
+    clock: Clock = field(default_factory=Clock)
 
     def run(self, minutes: float | None, max_calls: int | None) -> Found:
         """All stages."""
         ground = self.setting
+        clock = self.clock = Clock(self.seconds if minutes is None else 60 * minutes)
         if ground.learned:
             require_start(ground, self.nfe, self.sources)
         p = self.plan = self._plan(minutes, max_calls)
+        clock.follow(p)
         if ground.learned and not p.parts.learned:
             self.notes.append(f"{p.max_calls:,} network calls are too few to plan or to learn: times and S³ alone.")
         if ground.cache.folder is not None:
@@ -82,9 +85,13 @@ class Work:
             self.ledger,
             ground.progress,
             self.given,
+            clock,
         )
-        self._take_turns(competition, p, self._lessons(p, self.judge, scorer, fresh, minutes))
+        lessons = Lessons(ground, p, self.ledger, self.nfe, self.judge, scorer, fresh.offset + len(fresh), clock)
+        self._take_turns(competition, p, lessons)
         winner, start, final = competition.finals()
+        if clock.cut:
+            self.notes.append(f"The time was over before all was done. Ended early: {', '.join(clock.cut)}.")
         final |= {"judge": self.judge.name, "seeds": repr(fresh)}
         found = self._found(winner, start, final, self._figures(p, winner, start))
         if self.out is not None:
@@ -95,28 +102,26 @@ class Work:
         """The parts of the method, one after the other; after each the best so far is on disk."""
         ground = self.setting
         competition.begin()
-        self._kept("hand-crafted")
+        self._kept(HAND_CRAFTED)
+        if p.parts.learned and p.parts.early:
+            competition.learn(lessons.first)
+            self._kept(FIRST)
         if ground.klub:
             if ground.gram is None:
                 ground.make_data(p.made, p.stages["data"], self.ledger)
             competition.descend(ground.table(p.paths, p.levels, p.stages["KLUB table"], self.ledger))
-            self._kept("ways down")
+            self._kept(WAYS)
         if p.parts.plans:
             competition.propose(ground.make_planner(p.trajectories, p.stepped, p.stages, self.ledger))
-            self._kept("plans")
+            self._kept(PLANS)
         if p.parts.evolved:
             competition.evolve(Breeder(ground.window, self.nfe))
-            self._kept("evolution")
+            self._kept(EVOLUTION)
         competition.conclude()
-        self._kept("race")
+        self._kept(RACE)
         if p.parts.learned:
-            competition.learn(lessons)
-            self._kept("learning")
-
-    def _lessons(self, p: Plan, judge: Judge, scorer: Scorer, fresh: SelectionSeeds, minutes: float | None) -> Lessons:
-        offset = fresh.offset + len(fresh)
-        seconds = None if minutes is None else 60 * minutes * TIME_SHARE * p.parts.learn
-        return Lessons(self.setting, p, self.ledger, self.nfe, judge, scorer, offset, seconds)
+            competition.learn(lessons.last)
+            self._kept(LEARNING)
 
     def _kept(self, part: str) -> None:
         """The best so far on disk, and in the record what the race stood at after this part."""
@@ -203,8 +208,9 @@ class Work:
         """Both samplers on report seeds."""
         assert self.judge is not None
         ground = self.setting
-        seeds = ReportSeeds(p.report, ground.seeds.report.offset if ground.seeds.report else 0)
-        paired = list(ReportSeeds(p.paired, seeds.offset)) if p.paired else []
+        count = self.clock.affordable(p.report, 2 * p.image_cost, self.ledger.calls, min(p.report, LEAST))
+        seeds = ReportSeeds(count, ground.seeds.report.offset if ground.seeds.report else 0)
+        paired = list(ReportSeeds(min(count, p.paired), seeds.offset)) if p.paired else []
         if paired and ground.teacher is not None:
             with self.ledger.stage("teacher of the report", p.stages["teacher of the report"]):
                 ground.teacher(paired, ground.progress)
@@ -212,12 +218,12 @@ class Work:
         scorer = ground.scorer(report_judges(self.judge, ground.known, data, ground.teacher, paired), seeds)
         figures: dict[str, Any] = {"seeds": repr(seeds)}
         if paired:
-            figures["paired_seeds"] = repr(ReportSeeds(p.paired, seeds.offset))
+            figures["paired_seeds"] = repr(ReportSeeds(len(paired), seeds.offset))
         with self.ledger.stage("report", p.stages["report"]):
             for k, (role, candidate) in enumerate((("before", start), ("after", winner))):
-                figures[role] = scorer.figures(candidate.tableau, p.report)
+                figures[role] = scorer.figures(candidate.tableau, count)
                 ground.progress(Event("report", k + 1, 2))
-            figures["gain"] = scorer.gains(start.tableau, winner.tableau, p.report)
+            figures["gain"] = scorer.gains(start.tableau, winner.tableau, count)
         return figures
 
     def _found(self, winner: Candidate, start: Candidate, final: dict[str, Any], figures: dict[str, Any]) -> Found:

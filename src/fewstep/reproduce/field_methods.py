@@ -23,13 +23,13 @@ from fewstep.judging import checked_objective, taught
 from fewstep.optimizing import optimize
 from fewstep.progress import Report, silent
 from fewstep.randomness import CalibrationSeeds, ReportSeeds, SelectionSeeds
+from fewstep.search.clock import TIME_SHARE
 from fewstep.search.dmn import dmn_times
 from fewstep.search.gradient.recipes import RECIPES
 from fewstep.search.ledger import speed
 from fewstep.search.parts import METHODS, PLANNED
 from fewstep.search.plan import LAST, MOST_IMAGES, default_calls
 from fewstep.search.teacher import CALLS
-from fewstep.stages import TIME_SHARE
 from fewstep.tableau import Tableau
 
 if TYPE_CHECKING:

@@ -17,6 +17,8 @@ from typing import Any
 
 from fewstep.errors import DenoiserError
 from fewstep.progress import Event, Report
+from fewstep.search.clock import EVOLUTION, FINALS, LEARNING, PLANS, RACE, WAYS, Clock
+from fewstep.search.clock import HAND as HAND_CRAFTED
 from fewstep.search.evolving import STAGE, Breeder
 from fewstep.search.klub import Gram
 from fewstep.search.ledger import Ledger
@@ -48,6 +50,7 @@ class Competition:
         progress: told after every score.
         given: somebody else's table, which enters too, and whose times all solvers try; the winner of the finals is
             never worse.
+        clock: by which parts end early.
     """
 
     def __init__(
@@ -59,6 +62,7 @@ class Competition:
         ledger: Ledger,
         progress: Report,
         given: Tableau | None = None,
+        clock: Clock | None = None,
     ) -> None:
         self.given = given
         self.sources, self.plan, self.parts, self.ledger = sources, plan, plan.parts, ledger
@@ -66,7 +70,8 @@ class Competition:
         self._scorer, self._finals, self._progress = scorer, finals, progress
         self._failure: DenoiserError | None = None
         self._images = 0
-        self.race = Race(self._score, plan.counts, self._told)
+        self.clock, self._part = clock or Clock(), HAND_CRAFTED
+        self.race = Race(self._score, plan.counts, self._told, self._late)
 
     def begin(self) -> None:
         """Hand-crafted grids, and DMN's where the method wants them."""
@@ -91,13 +96,13 @@ class Competition:
 
     def descend(self, gram: Gram) -> None:
         """Grids on the ways down from everything that has entered, in the order of the standing."""
-        with self._stage():
+        with self._stage(WAYS):
             keep = int(AROUND * self.plan.rooms[0]) + self._kept
             sources = self._by_standing()[:2]
             for source in sources:
                 if self.parts.curve:
                     self._enter(source.relatives(gram), self.plan.rooms[0] - keep)
-                mine = [c for c in self.race.standing() if c.solver == source.name and c.method != AYS]
+                mine = [c for c in self._decided() if c.solver == source.name and c.method != AYS]
                 source.descend(gram, mine)
                 left = self.plan.rooms[0] - keep - len(self.race.entries)
                 room = left if source is sources[-1] else math.ceil(0.7 * left)
@@ -105,17 +110,17 @@ class Competition:
 
     def propose(self, planner: Planner) -> None:
         """Times planned on teacher trajectories; the plans of the best solvers enter first."""
-        with self._stage():
+        with self._stage(PLANS):
             for kind, count in self.parts.plans.items():
                 upto = len(self.race.entries) + (self._scaled(count) if self.parts.auto else self.plan.rooms[0])
-                for source in self._by_standing()[: 2 if self.parts.auto else None]:
+                for source in [] if self._late() else self._by_standing()[: 2 if self.parts.auto else None]:
                     self._enter(source.planned(planner, kind), min(upto, self.plan.rooms[0]))
 
     def evolve(self, breeder: Breeder) -> None:
         """S³'s children of all schedules so far; the surrogate learns after every few."""
-        with self._stage():
+        with self._stage(EVOLUTION):
             wanted = min(self.plan.rooms[0], len(self.race.entries) + self._scaled(self.parts.evolved))
-            while (before := len(self.race.entries)) < wanted:
+            while (before := len(self.race.entries)) < wanted and not self._late():
                 count = min(STAGE, wanted - before)
                 children = list(breeder.children(self.race.entries, self.plan.counts[0], count))
                 self._enter(children, wanted)
@@ -123,21 +128,21 @@ class Competition:
                     return
 
     def learn(self, teach: Callable[[list[Candidate]], list[Candidate]]) -> None:
-        """Samplers learned from the best of the standing enter the race."""
-        learned = teach(self.race.standing())
-        with self._stage():
+        """Samplers learned from the best of the standing enter the race, however late it is: they are paid for."""
+        learned = teach(self._decided())
+        with self._stage(LEARNING):
             self.race.enter(learned, len(learned), stage=2)
 
     def conclude(self) -> None:
         """Later rounds; before the last one the neighbours of the best enter, and the surrogate's guesses."""
-        with self._stage():
+        with self._stage(RACE):
             second, third = self.plan.rooms[1:]
             self._promote(1, second - second // 3 if self.parts.ays else second)
             if self.parts.ays:
                 self._enter(self._neighbours(), self.plan.rooms[0])
                 self._promote(1, second)
             for k in range(self.plan.guesses):
-                guess = self._guess(k)
+                guess = None if self._late() else self._guess(k)
                 if guess is not None:
                     self.race.enter([guess], 1, stage=1)
             self._promote(2, third)
@@ -153,6 +158,8 @@ class Competition:
         scores: dict[int, float] = {}
         with self.ledger.stage("finals", self.plan.stages["finals"]):
             for k, candidate in enumerate(entries):
+                if k > 1 and self.clock.over(FINALS):
+                    break
                 scores[k] = self._safely(self._finals, candidate, count)
                 candidate.about["fresh"] = {"samples": count, "score": finite(scores[k])}
                 best = min(scores, key=lambda j: scores[j])
@@ -181,7 +188,15 @@ class Competition:
         """A number of entries, where the budget has room for more or fewer than the method is laid out for."""
         return max(1, round(count * self.plan.scale)) if self.parts.auto and count else count
 
-    def _stage(self) -> Any:
+    def _decided(self) -> list[Candidate]:
+        """Those of the standing whose decisions are known: not the learned ones."""
+        return [c for c in self.race.standing() if c.method not in self.parts.learned]
+
+    def _late(self) -> bool:
+        return self._part != LEARNING and self.clock.over(self._part)
+
+    def _stage(self, part: str = HAND_CRAFTED) -> Any:
+        self._part = part
         return self.ledger.stage("race", self.plan.stages["race"])
 
     def _by_standing(self) -> list[Source]:
@@ -190,7 +205,7 @@ class Competition:
         return [self.by_solver[name] for name in names if name in self.by_solver]  # a given table has none
 
     def _neighbours(self) -> Iterator[Candidate]:
-        for candidate in self.race.standing()[:3]:
+        for candidate in self._decided()[:3]:
             if candidate.solver in self.by_solver:
                 yield from self.by_solver[candidate.solver].around(candidate)
 
@@ -203,7 +218,8 @@ class Competition:
         first, second = self.plan.counts[:2]
         names = [source.name for source in self._by_standing()]
         source = self.by_solver[names[1 if len(names) > 1 and k % 4 == 3 else 0]]
-        mine = [c for c in self.race.entries if c.solver == source.name and math.isfinite(min(c.scores.values()))]
+        decided = [c for c in self.race.entries if c.solver == source.name and c.method not in self.parts.learned]
+        mine = [c for c in decided if math.isfinite(min(c.scores.values()))]
         if source.steps < 2 or len(mine) < 4:
             return None
         scale = Scale([c.scores[second if second in c.scores else first] for c in mine])

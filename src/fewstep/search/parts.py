@@ -31,6 +31,7 @@ class Parts:
         learned: recipes that learn by gradient from the best of all.
         loss: what these lower; by default what their papers do.
         learn, report: parts of the budget for learning, the teacher's pairs included, and for the final figures.
+        early: part of the learning that comes before the rest of the race, so that something good is there soon.
         auto: whether a part that this network or budget cannot have is left out, instead of being refused.
     """
 
@@ -46,6 +47,7 @@ class Parts:
     loss: str = ""
     learn: float = 0.5
     report: float = 0.28
+    early: float = 0.0
     auto: bool = False
 
     @property
@@ -57,7 +59,7 @@ class Parts:
     @property
     def taught(self) -> int:
         """Learned samplers that enter the race, at most."""
-        return STARTS * len(self.learned)
+        return (STARTS + bool(self.early)) * len(self.learned)
 
     @property
     def dearer(self) -> int:
@@ -70,7 +72,7 @@ class Parts:
 
     def untaught(self) -> Parts:
         """Without what needs a teacher."""
-        return replace(self.unplanned(), learned=(), loss="", report=Parts.report)
+        return replace(self.unplanned(), learned=(), loss="", report=Parts.report, early=0.0)
 
     def unevolved(self) -> Parts:
         """Without S³, which knows only whole ranges of noise."""
@@ -80,7 +82,7 @@ class Parts:
 PARTS: dict[str, Parts] = {
     "auto": Parts(
         60, 24, dmn=2, curve=True, ays=True, plans={"gits": 3, "local_error": 4}, evolved=16, guesses=6,
-        learned=("joint",), loss="faithful", learn=0.42, report=0.1, auto=True,
+        learned=("joint",), loss="faithful", learn=0.42, report=0.1, early=0.25, auto=True,
     ),
     "grids": Parts(36, 24, dmn=2, curve=True, ays=True, guesses=16),
     "ays": Parts(40, 24, ays=True),

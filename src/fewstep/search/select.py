@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from fewstep.rules import SolverSchedule
     from fewstep.tableau import Tableau
 
+FEWEST = 4
+"""Entries that a race has however late it is: there must be a start, and something beside it."""
 SAME = 1e-3
 """Two grids whose log ratios differ by less than this anywhere are one candidate."""
 
@@ -83,12 +85,17 @@ class Race:
         score: `(candidate, count) -> score` on the first `count` seeds.
         counts: images in each round, rising.
         told: called after every score, with the candidate and the number of its new images.
+        late: asked before every score but the first few whether there is no time for more.
     """
 
     def __init__(
-        self, score: Callable[[Candidate, int], float], counts: tuple[int, ...], told: Callable[[Candidate, int], None]
+        self,
+        score: Callable[[Candidate, int], float],
+        counts: tuple[int, ...],
+        told: Callable[[Candidate, int], None],
+        late: Callable[[], bool] = lambda: False,
     ) -> None:
-        self._score, self.counts, self._told = score, counts, told
+        self._score, self.counts, self._told, self._late = score, counts, told, late
         self.entries: list[Candidate] = []
 
     def enter(self, candidates: Iterable[Candidate], room: int, stage: int = 0) -> None:
@@ -96,6 +103,8 @@ class Race:
         if room < 1:
             return
         for candidate in candidates:
+            if len(self.entries) >= FEWEST and self._late():
+                return
             if not any(candidate.same(other) for other in self.entries):
                 self.entries.append(candidate)
                 self._run(candidate, stage)
@@ -127,6 +136,8 @@ class Race:
         reserved = [c for c in waiting if is_special(c)][: min(need, room)]
         rest = [c for c in waiting if c not in reserved][: room - len(reserved)]
         for candidate in sorted([*reserved, *rest], key=lambda c: c.scores[before]):
+            if self._late():
+                return
             self._run(candidate, stage)
 
     def _run(self, candidate: Candidate, stage: int) -> None:

@@ -47,6 +47,7 @@ class Fit:
         cache, name: where the state is kept; nothing is without a folder.
         progress: told after every judgement.
         seed: of the order of the pairs.
+        late: asked after every update whether there is no time for more; the descent then ends with a judgement.
     """
 
     space: Space
@@ -61,6 +62,7 @@ class Fit:
     name: str = "gradient"
     progress: Report = silent
     seed: int = 0
+    late: Callable[[], bool] = lambda: False
 
     def __post_init__(self) -> None:
         calls = len(self.space().calls)
@@ -108,9 +110,11 @@ class Fit:
     def _settle(self) -> None:
         """The number of updates that the time is enough for, once it is known; and the end when it is over."""
         now = self.now
-        if self.seconds is None:
+        if self.late():
+            now.total = now.iteration
+        elif self.seconds is None:
             return
-        if now.iteration == TIMED:
+        elif now.iteration == TIMED:
             now.total = max(TIMED, min(now.total, int(TIMED * self.seconds / max(now.seconds, 1e-9))))
         elif now.seconds > self.seconds:
             now.total = now.iteration

@@ -84,6 +84,7 @@ class Learner:
             numbers (3 x 64 x 64) and more.
         cache: of the descents' states; they go on after a kill.
         progress: told after every judgement.
+        late: asked after every update whether there is no time for more.
         look_at: `(images, seeds) -> score` of the judge, by which the teacher itself is compared; None leaves that out.
     """
 
@@ -97,6 +98,7 @@ class Learner:
     autocast: torch.dtype | None = None
     cache: Cache = field(default_factory=lambda: Cache(None))
     progress: Report = silent
+    late: Callable[[], bool] = lambda: False
     look_at: Callable[[Tensor, Sequence[int]], float] | None = None
 
     def __post_init__(self) -> None:
@@ -149,7 +151,7 @@ class Learner:
         )  # fmt: skip
         fit = Fit(
             space, objective, pairs, known, slope, self.judge, iterations, seconds, self.cache, name, self.progress,
-            seed,
+            seed, self.late,
         )  # fmt: skip
         look = self._look(slope, fit, path and objective.along, sides)
         before = look()
