@@ -168,10 +168,7 @@ def target_grids(work: AysTable, solver: str, nfe: int) -> Iterator[tuple[str, C
     yield "best hand-crafted", lambda: work.chooser.chosen(solver, nfe, "hand").times
     yield "AYS", lambda: work.chooser.chosen(solver, nfe, "ays").times
     if (found := optimised().get(str(nfe))) is not None:
-        yield OPTIMISED, lambda: as_float64(found["times"])
-
-
-OPTIMISED = "fewstep optimize"
+        yield page.OPTIMISED, lambda: as_float64(found["times"])
 
 
 def optimised() -> Results:
@@ -196,7 +193,7 @@ def optimise(arguments: argparse.Namespace) -> None:
             kept.add(str(nfe), record)
         for k in range(arguments.seed_sets):
             grid = as_float64((kept.get(str(nfe)) or {})["times"])
-            told(f"{nfe} {OPTIMISED}, set {k}:", work.scored("dpmpp_2m", grid, OPTIMISED, k))
+            told(f"{nfe} {page.OPTIMISED}, set {k}:", work.scored("dpmpp_2m", grid, page.OPTIMISED, k))
 
 
 def targets(arguments: argparse.Namespace) -> None:

@@ -43,6 +43,8 @@ Loss = str | LearningObjective
 TEACHING = 0.3
 """Part of the learning's calls that may go to the teacher."""
 MOST_PAIRS = 512
+WORTH = 40
+"""Updates of a first lesson, at least; fewer would be taken from the last one in vain."""
 ENOUGH = 300
 """Descents from several starts, where each can make so many updates; else from the best alone."""
 WHOLE_BATCH = 256
@@ -116,7 +118,7 @@ class Lessons:
             many = learner.updates(recipe, self.nfe, calls // STARTS) >= min(ENOUGH, recipe.iterations)
             starts = starts[: self.most if many else 1]
             updates = learner.updates(recipe, self.nfe, calls // len(starts))
-            if updates < CHECKS:
+            if updates < (WORTH if self.part == FIRST else CHECKS):
                 raise ArgumentError(
                     f"max_calls={self.plan.max_calls} leaves {recipe.name} {updates} updates at {self.nfe} calls per "
                     "sample, too few to learn: give more calls (or minutes), or fewer calibration seeds"
