@@ -17,7 +17,7 @@ from fewstep.search.parts import METHODS, PARTS, PLANNED, Parts
 from tests.test_optimize import counted
 
 CALLS = 60_000
-ALL = {"hand", "dmn", "loss", "ays", "surrogate", "gits", "local_error", "s3", "joint"}
+ALL = {"hand", "dmn", "loss", "ays", "surrogate", "gits", "local_error", "s3", "ld3", "lesson", "joint"}
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def test_a_small_budget_does_without_the_teachers_parts() -> None:
 def test_without_a_teacher_and_below_the_noisiest_time() -> None:
     options = {"objective": lambda x: x.flatten(1).square().mean(1), "max_calls": 24_000}
     found = optimize(counted(), 3, teacher_calls=0, data=torch.randn(64, 2), **options)
-    assert {c["method"] for c in found.candidates} == ALL - {"gits", "local_error", "joint"}
+    assert {c["method"] for c in found.candidates} == ALL - {"gits", "local_error", "ld3", "lesson", "joint"}
     found = optimize(counted(), 3, start=2.0, data=torch.randn(64, 2), **options)
     assert "s3" not in {c["method"] for c in found.candidates}
 

@@ -64,7 +64,7 @@ class Lessons:
         offset: of the first selection seed that nobody else takes.
         clock: of the optimisation; a descent ends when the time of its part is over.
         part: of the optimisation; share: of the learning's calls that may be spent; most: starts.
-        taken: share that the first lesson took.
+        spent: network calls that the lesson may have made; taken: share of all that the first one took.
     """
 
     ground: Setting
@@ -78,17 +78,19 @@ class Lessons:
     part: str = LEARNING
     share: float = 1.0
     most: int = STARTS
+    spent: int = 0
     taken: float = 0.0
 
     def first(self, standing: list[Candidate]) -> list[Candidate]:
         """A sampler learned early, from the best of few; none where the calls are too few for it to be worth them."""
         early = replace(self, part=FIRST, share=self.plan.parts.early, most=1)
-        found: list[Candidate] = []
-        for name in self.plan.parts.learned:
-            with suppress(ArgumentError):
-                found += early._learned(RECIPES[name], standing)
-        self.taken = early.share if found else 0.0
-        return found
+        ground, parts = self.ground, replace(self.plan.parts, learned=(self.plan.parts.first,), loss="")
+        lowered = lowered_by(ground.method, parts, ground.loss, ground.model, ground.known)
+        with suppress(ArgumentError):
+            found = early._learned(RECIPES[self.plan.parts.first], lowered, standing)
+            self.taken = early.spent / self.plan.stages["learning"]
+            return found
+        return []
 
     def last(self, standing: list[Candidate]) -> list[Candidate]:
         """Samplers learned from the best of the standing, with the calls that are left.
@@ -99,15 +101,14 @@ class Lessons:
         found: list[Candidate] = []
         for name in self.plan.parts.learned:
             try:
-                found += rest._learned(RECIPES[name], standing)
+                found += rest._learned(RECIPES[name], self.ground.lowered, standing)
             except ArgumentError as error:
                 if not self.plan.parts.auto:
                     raise
                 self.ground.notes.append(f"Nothing was learned by {name}: {error}")
         return found
 
-    def _learned(self, recipe: Recipe, standing: list[Candidate]) -> list[Candidate]:
-        lowered = self.ground.lowered
+    def _learned(self, recipe: Recipe, lowered: LearningObjective | None, standing: list[Candidate]) -> list[Candidate]:
         assert lowered is not None  # see `Setting.lowered`
         recipe = batched(recipe, lowered)
         starts, refused = starts_of(recipe, standing, self.ground, self.nfe)
@@ -123,6 +124,7 @@ class Lessons:
                     f"max_calls={self.plan.max_calls} leaves {recipe.name} {updates} updates at {self.nfe} calls per "
                     "sample, too few to learn: give more calls (or minutes), or fewer calibration seeds"
                 )
+            self.spent = self._calls - calls + len(starts) * learner.cost(recipe, self.nfe, updates)
             given = self.clock.seconds
             seconds = given and given * TIME_SHARE * self.plan.parts.learn * self.share / len(starts)
             return [
@@ -132,9 +134,14 @@ class Lessons:
                 for origin, solver, start in starts
             ]
 
+    @property
+    def _calls(self) -> int:
+        """Of this lesson, the teacher's included."""
+        return int(self.share * self.plan.stages["learning"])
+
     def _learner(self) -> tuple[Learner, int]:
         """The pairs and the judge, and the calls that are left to descents."""
-        ground, calls = self.ground, int(self.share * self.plan.stages["learning"])
+        ground, calls = self.ground, self._calls
         teacher, asked = ground.teacher, ground.seeds.calibration
         assert teacher is not None  # see `Setting.require_sources`
         count = int(TEACHING * calls / teacher.cost * 8 / 9)

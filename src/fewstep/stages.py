@@ -103,8 +103,8 @@ class Work:
         ground = self.setting
         competition.begin()
         self._kept(HAND_CRAFTED)
-        if p.parts.learned and p.parts.early:
-            competition.learn(lessons.first)
+        if p.parts.first:
+            competition.learn_first(lessons.first)
             self._kept(FIRST)
         if ground.klub:
             if ground.gram is None:

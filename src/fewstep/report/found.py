@@ -136,7 +136,8 @@ def trials(found: Found) -> list[list[str]]:
 
 KINDS = {
     "hand": "hand-crafted times", "given": "the given sampler", "dmn": "DMN", "loss": "the loss curve", "ays": "AYS",
-    "gits": "GITS", "oss": "OSS", "local_error": "least local error", "s3": "S³", "surrogate": "surrogate of the times",
+    "lesson": "times of the first lesson", "gits": "GITS", "oss": "OSS", "local_error": "least local error", "s3": "S³",
+    "surrogate": "surrogate of the times",
 }  # fmt: skip
 """Kinds of candidates in words; learned ones have their method's name."""
 

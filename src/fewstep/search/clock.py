@@ -59,7 +59,7 @@ class Clock:
         stages = plan.stages
         late = [stages.get(name, 0) for name in ("finals", "report", "teacher of the report")]
         learning, total = stages.get("learning", 0), max(1, plan.total)
-        first = plan.parts.early * learning
+        first = plan.parts.early * learning if plan.parts.first else 0
         race = (plan.total - sum(late) - learning + first) / total
         self.ends = {part: share * race for part, share in WITHIN.items()}
         self.ends |= {LEARNING: race + (learning - first) / total, FINALS: 1 - sum(late[1:]) / total}

@@ -24,7 +24,7 @@ from fewstep.search.klub import Gram
 from fewstep.search.ledger import Ledger
 from fewstep.search.methods import Source, entered
 from fewstep.search.objective import Scorer
-from fewstep.search.parts import AYS, DMN, EVOLVED, GUESS, HAND, LOSS
+from fewstep.search.parts import AYS, DMN, EVOLVED, GUESS, HAND, LESSON, LOSS
 from fewstep.search.plan import AROUND, Plan
 from fewstep.search.planner import Planner
 from fewstep.search.select import Candidate, Race, finite
@@ -133,6 +133,13 @@ class Competition:
         with self._stage(LEARNING):
             self.race.enter(learned, len(learned), stage=2)
 
+    def learn_first(self, teach: Callable[[list[Candidate]], list[Candidate]]) -> None:
+        """The same for the first lesson, whose times also enter as times, for others to go on from."""
+        self.learn(teach)
+        with self._stage(LEARNING):
+            for c in [c for c in self.race.entries if c.method == self.parts.first]:
+                self.race.enter(self.by_solver[c.solver].given(c.tableau, LESSON), 1)
+
     def conclude(self) -> None:
         """Later rounds; before the last one the neighbours of the best enter, and the surrogate's guesses."""
         with self._stage(RACE):
@@ -174,7 +181,7 @@ class Competition:
         for c in self.race.standing():
             if c.method not in methods:
                 found.setdefault(c.method, c)
-        order = (*self.parts.learned, EVOLVED, AYS, *self.parts.plans, GUESS, LOSS, DMN)
+        order = (*self.parts.lessons[::-1], EVOLVED, AYS, *self.parts.plans, GUESS, LOSS, LESSON, DMN)
         return [found[method] for method in order if method in found]
 
     @property
@@ -190,7 +197,7 @@ class Competition:
 
     def _decided(self) -> list[Candidate]:
         """Those of the standing whose decisions are known: not the learned ones."""
-        return [c for c in self.race.standing() if c.method not in self.parts.learned]
+        return [c for c in self.race.standing() if c.method not in self.parts.lessons]
 
     def _late(self) -> bool:
         return self._part != LEARNING and self.clock.over(self._part)
@@ -218,7 +225,7 @@ class Competition:
         first, second = self.plan.counts[:2]
         names = [source.name for source in self._by_standing()]
         source = self.by_solver[names[1 if len(names) > 1 and k % 4 == 3 else 0]]
-        decided = [c for c in self.race.entries if c.solver == source.name and c.method not in self.parts.learned]
+        decided = [c for c in self.race.entries if c.solver == source.name and c.method not in self.parts.lessons]
         mine = [c for c in decided if math.isfinite(min(c.scores.values()))]
         if source.steps < 2 or len(mine) < 4:
             return None

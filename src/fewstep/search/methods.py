@@ -93,11 +93,11 @@ class Source:
                 continue
             yield from _some(self.candidate(grid, HAND, name))
 
-    def given(self, table: Tableau) -> Iterator[Candidate]:
-        """This solver on the times of somebody else's table, spread over as many steps."""
+    def given(self, table: Tableau, method: str = GIVEN) -> Iterator[Candidate]:
+        """This solver on the times of another table, somebody else's as a rule, spread over as many steps."""
         with suppress(ArgumentError):  # times that reach out of the window
             grid = respread(self.window, table, self.steps)
-            yield from _some(self.candidate(grid, GIVEN, f"times of {table.name or 'the given table'}"))
+            yield from _some(self.candidate(grid, method, f"times of {table.name or 'the given table'}"))
 
     def dmn(self, variants: int) -> Iterator[Candidate]:
         """DMN's minimisers, for that many variants of the bound."""

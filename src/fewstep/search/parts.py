@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from fewstep.search.gradient.recipes import RECIPES
 
-HAND, DMN, LOSS, AYS, GUESS, GIVEN, EVOLVED = "hand", "dmn", "loss", "ays", "surrogate", "given", "s3"
+HAND, DMN, LOSS, AYS, GUESS, GIVEN, EVOLVED, LESSON = "hand", "dmn", "loss", "ays", "surrogate", "given", "s3", "lesson"
 """Methods of single candidates; planned and learned ones have the names of `PLANNED` and `RECIPES`."""
 PLANNED = ("gits", "oss", "local_error")
 """Methods that plan on a teacher's trajectories."""
@@ -30,8 +30,9 @@ class Parts:
         guesses: places that a surrogate of the times proposes.
         learned: recipes that learn by gradient from the best of all.
         loss: what these lower; by default what their papers do.
+        first: a recipe that learns from the best of the hand-crafted, before the rest of the race.
         learn, report: parts of the budget for learning, the teacher's pairs included, and for the final figures.
-        early: part of the learning that comes before the rest of the race, so that something good is there soon.
+        early: part of the learning that this may take, so that something good is there soon.
         auto: whether a part that this network or budget cannot have is left out, instead of being refused.
     """
 
@@ -45,6 +46,7 @@ class Parts:
     guesses: int = 0
     learned: tuple[str, ...] = ()
     loss: str = ""
+    first: str = ""
     learn: float = 0.5
     report: float = 0.28
     early: float = 0.0
@@ -53,13 +55,18 @@ class Parts:
     @property
     def finalists(self) -> int:
         """Samplers in the finals: the best three, the best hand-crafted, and the best of every other part."""
-        others = (self.dmn, self.curve, self.ays, self.guesses, self.evolved, *self.plans)
+        others = (self.dmn, self.curve, self.ays, self.guesses, self.evolved, *self.plans, *[self.first] * 2)
         return 4 + (sum(map(bool, others)) if self.auto else 0)
 
     @property
     def taught(self) -> int:
         """Learned samplers that enter the race, at most."""
-        return (STARTS + bool(self.early)) * len(self.learned)
+        return STARTS * len(self.learned) + bool(self.first)
+
+    @property
+    def lessons(self) -> tuple[str, ...]:
+        """All recipes by which it learns."""
+        return (*([self.first] if self.first else []), *self.learned)
 
     @property
     def dearer(self) -> int:
@@ -72,7 +79,7 @@ class Parts:
 
     def untaught(self) -> Parts:
         """Without what needs a teacher."""
-        return replace(self.unplanned(), learned=(), loss="", report=Parts.report, early=0.0)
+        return replace(self.unplanned(), learned=(), loss="", first="", report=Parts.report)
 
     def unevolved(self) -> Parts:
         """Without S³, which knows only whole ranges of noise."""
@@ -82,7 +89,7 @@ class Parts:
 PARTS: dict[str, Parts] = {
     "auto": Parts(
         60, 24, dmn=2, curve=True, ays=True, plans={"gits": 3, "local_error": 4}, evolved=16, guesses=6,
-        learned=("joint",), loss="faithful", learn=0.42, report=0.1, early=0.25, auto=True,
+        learned=("joint",), loss="faithful", first="ld3", learn=0.42, early=0.45, report=0.1, auto=True,
     ),
     "grids": Parts(36, 24, dmn=2, curve=True, ays=True, guesses=16),
     "ays": Parts(40, 24, ays=True),

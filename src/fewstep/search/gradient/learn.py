@@ -111,11 +111,18 @@ class Learner:
 
     def updates(self, recipe: Recipe, nfe: int, calls: int) -> int:
         """How many updates `calls` network calls pay for, judgements included; the teacher's are apart."""
-        cost = self.teacher.denoiser.batch_cost * nfe
-        batch = min(recipe.batch, len(self.calibration))
+        each, rest = self._images(recipe)
+        return max(0, min(recipe.iterations, (calls // (self.teacher.denoiser.batch_cost * nfe) - rest) // each))
+
+    def cost(self, recipe: Recipe, nfe: int, updates: int) -> int:
+        """Network calls that so many updates take at most, judgements included; the teacher's are apart."""
+        each, rest = self._images(recipe)
+        return (updates * each + rest) * self.teacher.denoiser.batch_cost * nfe
+
+    def _images(self, recipe: Recipe) -> tuple[int, int]:
+        """Samples of each update, and those of all judgements and looks."""
         passes = 1 + bool(self.checkpoint) + recipe.soft
-        looks = 5 * LOOKED
-        return max(0, min(recipe.iterations, (calls // cost - (CHECKS + 1) * self.judged - looks) // (batch * passes)))
+        return min(recipe.batch, len(self.calibration)) * passes, (CHECKS + 1) * self.judged + 5 * LOOKED
 
     def __call__(
         self, start: Start, recipe: Recipe | str, objective: Objective, *, iterations: int,
