@@ -124,7 +124,7 @@ def search(model: Denoiser, method: str, solver: str, nfe: int, max_calls: int |
     if method == "dmn":
         where, origin, calls = dmn_times(model.noise, nfe, p=1), "DMN, p = 1", 0
     else:
-        found = optimize(model, nfe, method=method, solver=solver, max_calls=max_calls, cache=CACHE)
+        found = optimize(model, nfe, method, solver=solver, objective="frechet", max_calls=max_calls, cache=CACHE)
         where, origin, calls = found.schedule.times, found.origin, found.calls
     return {"times": where.tolist(), "origin": origin, "calls": calls, "seconds": round(time.monotonic() - began, 1)}
 
