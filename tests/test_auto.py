@@ -73,6 +73,7 @@ def test_a_small_budget_does_without_the_teachers_parts() -> None:
     assert any("too few to plan or to learn" in note for note in found.notes)
 
 
+@pytest.mark.slow
 def test_without_a_teacher_and_below_the_noisiest_time() -> None:
     options = {"objective": lambda x: x.flatten(1).square().mean(1), "max_calls": 24_000}
     found = optimize(counted(), 3, teacher_calls=0, data=torch.randn(64, 2), **options)

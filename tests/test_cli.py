@@ -313,6 +313,7 @@ def test_optimize_for_each_solver_and_number_of_calls(tmp_path):
         assert (out / folder / "report.html").exists()
 
 
+@pytest.mark.slow
 def test_optimize_for_image_to_image(tmp_path):
     told = json.loads(
         run(

@@ -56,6 +56,8 @@ def test_parts_end_in_their_order_in_proportion_to_their_calls() -> None:
 def test_a_clock_without_time_cuts_nothing() -> None:
     assert Clock().affordable(100, 3, 10, 5) == 100
     late = Clock(10.0, begun=time.monotonic() - 8)  # two seconds are left, at a hundred calls a second
+    assert late.affordable(100, 4, 800, 5) == 100
+    late.cut[RACE] = None
     assert late.affordable(100, 4, 800, 5) == pytest.approx(50, abs=1) and late.affordable(100, 400, 800, 5) == 5
     assert not Clock(None, {RACE: 0.0}, begun=0.0).over(RACE)
     clock = Clock(10.0, {RACE: 0.4}, begun=time.monotonic() - 5)
@@ -96,6 +98,7 @@ def test_a_search_ends_when_its_time_is_over(method: str) -> None:
     assert set(found.report) >= {"before", "after", "gain"}
 
 
+@pytest.mark.slow
 def test_several_results_share_the_time() -> None:
     asked: dict[str, Any] = {"objective": off_the_modes, "minutes": 0.1, "max_calls": 40_000, "batch_size": 32}
     many = optimize_many(slowing(), (2, 3), method="dmn", **asked)

@@ -106,6 +106,7 @@ def test_interrupted_in_every_stage(undisturbed: tuple[Found, int], tmp_path: Pa
     assert comparable(whole_run(counted(), tmp_path)) == comparable(undisturbed[0])
 
 
+@pytest.mark.slow
 def test_interrupted_between_calls(undisturbed: tuple[Found, int], tmp_path: Path) -> None:
     found, calls = undisturbed
     stops = 0

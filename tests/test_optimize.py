@@ -257,10 +257,13 @@ def featured() -> models.Judge:
 
 
 def test_the_judge_by_default() -> None:
-    """The distance to the data where features are known, else that to the teacher's samples of the same seeds."""
-    assert optimize(counted(), 3, "grids", judge=featured(), max_calls=2 * BUDGET).selected_by.startswith(
-        "Fréchet distance, "
-    )
+    """The distance to the teacher's samples of the same seeds, in features too where they are known; without a teacher
+    that to the data.
+    """
+    seen = optimize(counted(), 3, "grids", judge=featured(), max_calls=2 * BUDGET)
+    assert seen.selected_by.startswith("faithful, Fréchet distance to the teacher's end points")
+    alone = optimize(counted(), 3, "dmn", judge=featured(), teacher_calls=0, max_calls=BUDGET)
+    assert alone.selected_by.startswith("Fréchet distance, ")
     without = optimize(counted(), 3, "grids", max_calls=2 * BUDGET)
     assert without.selected_by.startswith("sliced Wasserstein distance to the teacher's end points")
     assert without.selected_by in without.report["after"]

@@ -51,11 +51,9 @@ def models(as_json: AsJson = False) -> None:
     rows.append(("edm:FILE", "A network of EDM (Karras et al. 2022): .safetensors, or its .pkl with --trust-pickle."))
     rows.append(("diffusers:PATH_OR_ID", "A pipeline of diffusers, of a folder or the Hub; needs --prompts FILE."))
     rows.append(("python:MODULE:FACTORY", "Your own: FACTORY() of an importable MODULE returns a fewstep.Denoiser."))
-    options = (
-        f"mnist?guidance=2, problem:grid_8x8?noise=flow (noise: {', '.join(NOISES)}), edm:FILE?device=cuda:0,cuda:1 "
-        "(several devices share every batch)"
-    )
-    text = f"{aligned(rows)}\n\nOptions may follow a name: {options}."
+    options = f"mnist?guidance=2, problem:grid_8x8?noise=flow (noise: {', '.join(NOISES)})"
+    several = "edm:FILE?device=cuda:0,cuda:1 (every batch is shared out)"
+    text = f"{aligned(rows)}\n\nOptions may follow a name: {options},\n{several}."
     show([{"name": name, "description": description} for name, description in rows], text, as_json=as_json)
 
 

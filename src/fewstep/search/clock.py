@@ -47,8 +47,11 @@ class Clock:
         return True
 
     def affordable(self, wanted: int, cost: int, spent: int, least: int) -> int:
-        """How many of `wanted` things of `cost` calls there is time for, at the pace of the `spent` calls so far."""
-        if self.seconds is None:
+        """How many of `wanted` things of `cost` calls there is time for, at the pace of the `spent` calls so far.
+
+        All of them where nothing had to be cut.
+        """
+        if self.seconds is None or not self.cut:
             return wanted
         gone = time.monotonic() - self.begun
         left = max(0.0, self.seconds - gone)
