@@ -13,7 +13,7 @@ from torch import Tensor
 from fewstep import models
 from fewstep.many import optimize_many
 from fewstep.optimizing import optimize
-from fewstep.search.clock import EVOLUTION, FINALS, FIRST, HAND, LEARNING, PLANS, RACE, WAYS, Clock
+from fewstep.search.clock import EVOLUTION, FINALS, FIRST, HAND, LEARNING, PLANS, RACE, WAYS, WEIGHT, Clock
 from fewstep.search.parts import PARTS
 from fewstep.search.plan import plan
 from fewstep.search.select import FEWEST, Race
@@ -48,8 +48,9 @@ def test_parts_end_in_their_order_in_proportion_to_their_calls() -> None:
         parts = (HAND, FIRST, WAYS, PLANS, EVOLUTION, RACE, LEARNING, FINALS)
         ends = [clock.ends[part] for part in parts]
         assert ends == sorted(ends) and ends[0] > 0 and ends[-1] < 1
-        assert ends[-1] == pytest.approx(1 - (p.stages["report"] + p.stages["teacher of the report"]) / p.total)
-        learned = p.stages.get("learning", 0) * (1 - p.parts.early) / p.total
+        total = p.total + (WEIGHT - 1) * p.stages.get("learning", 0)
+        assert ends[-1] == pytest.approx(1 - (p.stages["report"] + p.stages["teacher of the report"]) / total)
+        learned = WEIGHT * p.stages.get("learning", 0) * (1 - p.parts.early) / total
         assert clock.ends[LEARNING] - clock.ends[RACE] == pytest.approx(learned)
 
 

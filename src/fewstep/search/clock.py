@@ -19,6 +19,8 @@ HAND, FIRST, WAYS, PLANS, EVOLUTION, RACE, LEARNING, FINALS = (
 """Parts of a search, in their order."""
 TIME_SHARE = 0.8
 """Part of the given time that the network may take; the rest is for everything else."""
+WEIGHT = 2
+"""How much longer a call of learning takes, on average: a good part of them is differentiated, which takes two more."""
 WITHIN = {HAND: 0.6, FIRST: 0.7, WAYS: 0.8, PLANS: 0.85, EVOLUTION: 0.95, RACE: 1.0}
 """By when those of the race should be over, in parts of the time until its end: late enough to cut nothing where all
 time goes into network calls, early enough to leave the later parts something.
@@ -58,11 +60,12 @@ class Clock:
         return min(wanted, max(least, int(left * spent / max(gone, 1e-9) / cost)))
 
     def follow(self, plan: Plan) -> None:
-        """Let parts end in proportion to their network calls."""
+        """Let parts end in proportion to their network calls, those of learning with their weight."""
         stages = plan.stages
         late = [stages.get(name, 0) for name in ("finals", "report", "teacher of the report")]
-        learning, total = stages.get("learning", 0), max(1, plan.total)
+        rest, learning = plan.total - stages.get("learning", 0), WEIGHT * stages.get("learning", 0)
+        total = max(1, rest + learning)
         first = plan.parts.early * learning if plan.parts.first else 0
-        race = (plan.total - sum(late) - learning + first) / total
+        race = (rest - sum(late) + first) / total
         self.ends = {part: share * race for part, share in WITHIN.items()}
         self.ends |= {LEARNING: race + (learning - first) / total, FINALS: 1 - sum(late[1:]) / total}
