@@ -16,7 +16,7 @@ from fewstep.errors import ArgumentError, DenoiserError
 from fewstep.randomness import CalibrationSeeds, SelectionSeeds
 from fewstep.rules import SolverSchedule
 from fewstep.search.ays import to_ratios
-from fewstep.search.clock import FIRST, LEARNING, TIME_SHARE, Clock
+from fewstep.search.clock import FIRST, LEARNING, Clock
 from fewstep.search.gradient.fit import CHECKS
 from fewstep.search.gradient.learn import LEAST_PAIRS, Learned, Learner
 from fewstep.search.gradient.losses import objective
@@ -126,7 +126,7 @@ class Lessons:
                 )
             self.spent = self._calls - calls + len(starts) * learner.cost(recipe, self.nfe, updates)
             given = self.clock.seconds
-            seconds = given and given * TIME_SHARE * self.plan.parts.learn * self.share / len(starts)
+            seconds = given and given * self.clock.lessons[self.part] / len(starts)
             return [
                 self._candidate(
                     origin, solver, learner(start, recipe, lowered, iterations=updates, seconds=seconds), stage

@@ -19,7 +19,7 @@ HAND, FIRST, WAYS, PLANS, EVOLUTION, RACE, LEARNING, FINALS = (
 """Parts of a search, in their order."""
 TIME_SHARE = 0.8
 """Part of the given time that the network may take; the rest is for everything else."""
-WEIGHT = 2
+WEIGHT = 1.5
 """How much longer a call of learning takes, on average: a good part of them is differentiated, which takes two more."""
 WITHIN = {HAND: 0.6, FIRST: 0.7, WAYS: 0.8, PLANS: 0.85, EVOLUTION: 0.95, RACE: 1.0}
 """By when those of the race should be over, in parts of the time until its end: late enough to cut nothing where all
@@ -32,12 +32,13 @@ class Clock:
     """Seconds that are given; None for as long as it takes.
 
     Attributes:
-        ends: by when each part should be over, in parts of the whole.
+        ends: by when each part should be over, in parts of the whole; lessons: how long those of learning may take.
         cut: parts that were ended early, in the order of their ends.
     """
 
     seconds: float | None = None
     ends: dict[str, float] = field(default_factory=dict[str, float])
+    lessons: dict[str, float] = field(default_factory=dict[str, float])
     cut: dict[str, None] = field(default_factory=dict[str, None])
     begun: float = field(default_factory=time.monotonic)
 
@@ -68,4 +69,5 @@ class Clock:
         first = plan.parts.early * learning if plan.parts.first else 0
         race = (rest - sum(late) + first) / total
         self.ends = {part: share * race for part, share in WITHIN.items()}
+        self.lessons = {FIRST: first / total, LEARNING: (learning - first) / total}
         self.ends |= {LEARNING: race + (learning - first) / total, FINALS: 1 - sum(late[1:]) / total}

@@ -89,7 +89,7 @@ class Parts:
 PARTS: dict[str, Parts] = {
     "auto": Parts(
         60, 24, dmn=2, curve=True, ays=True, plans={"gits": 3, "local_error": 4}, evolved=16, guesses=6,
-        learned=("joint",), loss="faithful", first="ld3", learn=0.42, early=0.25, report=0.1, auto=True,
+        learned=("joint",), loss="faithful", first="ld3", learn=0.42, early=0.2, report=0.1, auto=True,
     ),
     "grids": Parts(36, 24, dmn=2, curve=True, ays=True, guesses=16),
     "ays": Parts(40, 24, ays=True),
