@@ -21,6 +21,8 @@ TIME_SHARE = 0.8
 """Part of the given time that the network may take; the rest is for everything else."""
 WEIGHT = 1.5
 """How much longer a call of learning takes, on average: a good part of them is differentiated, which takes two more."""
+SLACK = 0.1
+"""Part of the time by which the race may be late where a lesson follows, which takes what is left."""
 WITHIN = {HAND: 0.6, FIRST: 0.7, WAYS: 0.8, PLANS: 0.85, EVOLUTION: 0.95, RACE: 1.0}
 """By when those of the race should be over, in parts of the time until its end: late enough to cut nothing where all
 time goes into network calls, early enough to leave the later parts something.
@@ -67,7 +69,8 @@ class Clock:
         rest, learning = plan.total - stages.get("learning", 0), WEIGHT * stages.get("learning", 0)
         total = max(1, rest + learning)
         first = plan.parts.early * learning if plan.parts.first else 0
-        race = (rest - sum(late) + first) / total
+        slack = min(SLACK, (learning - first) / total / 2)  # a race is not cut for what a lesson can do without
+        race = (rest - sum(late) + first) / total + slack
         self.ends = {part: share * race for part, share in WITHIN.items()}
         self.lessons = {FIRST: first / total, LEARNING: (learning - first) / total}
-        self.ends |= {LEARNING: race + (learning - first) / total, FINALS: 1 - sum(late[1:]) / total}
+        self.ends |= {LEARNING: race - slack + (learning - first) / total, FINALS: 1 - sum(late[1:]) / total}
