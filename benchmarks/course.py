@@ -2,8 +2,8 @@
 
 `fewstep optimize` leaves the best so far in its folder after every part. A copy of each is taken with the time and the
 network calls until then, and all are scored when the search is over, on the same report seeds, which nobody has seen.
-The gain of a sampler is how far it lies from the first, the best of the hand-crafted ones, towards the teacher, by the
-distance to the teacher's samples of the same noise; the last column is its part of the final gain. Printed as Markdown.
+The gain of a sampler is by how much it is nearer to the teacher's samples of the same noise than the first (of `auto`:
+the best of the hand-crafted ones and DMN's); the last column is its part of the final gain. Printed as Markdown.
 
 Nothing else should run beside it.
 """
@@ -99,8 +99,9 @@ def scored(asked: argparse.Namespace, model: Any, seen: list[dict[str, Any]]) ->
     known: dict[str, dict[str, Any]] = {}
     for stand in seen:
         tableau = Tableau.from_dict(stand.pop("tableau"))
-        stand["scores"] = known.setdefault(tableau.digest, {}) or examiner(tableau)
-        known[tableau.digest] = stand["scores"]
+        if tableau.digest not in known:
+            known[tableau.digest] = examiner(tableau)
+        stand["scores"] = known[tableau.digest]
 
 
 def table(seen: list[dict[str, Any]]) -> str:

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from fewstep import models
+from fewstep import models, solvers, times
 from fewstep.errors import ArgumentError
 from fewstep.found import Found
 from fewstep.optimizing import optimize
-from fewstep.progress import Event
+from fewstep.progress import Event, silent
+from fewstep.search.compete import Competition
+from fewstep.search.ledger import Ledger
+from fewstep.search.methods import sources
 from fewstep.search.parts import METHODS, PARTS, PLANNED, Parts
+from fewstep.search.plan import plan
+from fewstep.search.window import Window
+from fewstep.tableau import Tableau
 from tests.test_optimize import counted
 
 CALLS = 60_000
@@ -80,6 +87,29 @@ def test_without_a_teacher_and_below_the_noisiest_time() -> None:
     assert {c["method"] for c in found.candidates} == ALL - {"gits", "local_error", "ld3", "lesson", "joint"}
     found = optimize(counted(), 3, start=2.0, data=torch.randn(64, 2), **options)
     assert "s3" not in {c["method"] for c in found.candidates}
+
+
+class Same:
+    """Likes all samplers alike."""
+
+    def score(self, tableau: Tableau, count: int) -> float:
+        return 1.0
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_a_first_lesson_enters_its_times_where_its_solver_competes(given: bool) -> None:
+    """The solver of a given table does not: then the sampler itself goes on alone."""
+    net = counted()
+    every = sources(Window(net.noise), "dpmpp_2m", 3)
+    scorer: Any = Same()
+    p = plan(300_000, nfe=3, parts=PARTS["auto"], taught=True)
+    competition = Competition(every, scorer, scorer, p, Ledger(net), silent)
+    learned = every[0].candidate(times.karras(net.noise, 3, rho=4.0), "ld3", "learned")
+    assert learned is not None
+    weights = solvers.get("dpmpp_3m")(learned.times).tabulate(net.noise)  # other numbers on these times
+    learned = replace(learned, schedule=None, tableau=weights, solver="mine (given)" if given else "dpmpp_2m")
+    competition.learn_first(lambda standing: [learned])
+    assert [c.method for c in competition.race.entries] == (["ld3"] if given else ["ld3", "lesson"])
 
 
 def test_parts() -> None:

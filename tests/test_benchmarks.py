@@ -1,11 +1,12 @@
 """The benchmarks' own machinery, in small: scores that survive, figures over seed sets, what is counted and how."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks import overhead
+from benchmarks import course, overhead
 from benchmarks.quality_cells import Analytic, Deadline, from_times, make_cell, network_jobs, work
 from benchmarks.quality_tables import Figure, Looked, markdown, short
 from fewstep import models, times
@@ -88,3 +89,18 @@ def test_overhead_counts_what_it_says() -> None:
             assert 0 < timing.least <= timing.median < 0.1
     ratios = overhead.Target("ours / theirs", 0.2, 0.1)
     assert "MISSED" in str(ratios)
+
+
+def test_the_course_of_a_search(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every part that left something else has a row, and the last has the whole gain."""
+    out = tmp_path / "course.json"
+    asked = ["--nfe", "3", "--method", "dmn", "--max-calls", "20000", "--images", "200", "--out", str(out)]
+    assert course.main(["problem:gaussian", *asked]) == 0
+    stands = json.loads(out.read_text())
+    assert [s["part"] for s in stands][-1] == "finals" and len(stands) > 1
+    spent = [s["calls"] for s in stands]
+    assert spent == sorted(spent) and spent[-1] <= 20_000
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    assert len(rows) == 1 + len(stands)
+    gain = stands[0]["scores"]["to_teacher"] - stands[-1]["scores"]["to_teacher"]
+    assert rows[-1].endswith("| 100% |" if gain else "| nan% |")

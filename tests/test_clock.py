@@ -13,7 +13,19 @@ from torch import Tensor
 from fewstep import models
 from fewstep.many import optimize_many
 from fewstep.optimizing import optimize
-from fewstep.search.clock import EVOLUTION, FINALS, FIRST, HAND, LEARNING, PLANS, RACE, SLACK, WAYS, WEIGHT, Clock
+from fewstep.search.clock import (
+    EVOLUTION,
+    FINALS,
+    FIRST,
+    HAND_CRAFTED,
+    LEARNING,
+    PLANS,
+    RACE,
+    SLACK,
+    WAYS,
+    WEIGHT,
+    Clock,
+)
 from fewstep.search.parts import PARTS
 from fewstep.search.plan import plan
 from fewstep.search.select import FEWEST, Race
@@ -45,7 +57,7 @@ def test_parts_end_in_their_order_in_proportion_to_their_calls() -> None:
     for method in ("auto", "joint", "grids"):
         clock, p = Clock(100.0), plan(300_000, nfe=6, parts=PARTS[method], taught=True)
         clock.follow(p)
-        parts = (HAND, FIRST, WAYS, PLANS, EVOLUTION, RACE, LEARNING, FINALS)
+        parts = (HAND_CRAFTED, FIRST, WAYS, PLANS, EVOLUTION, RACE, LEARNING, FINALS)
         ends = [clock.ends[part] for part in parts]
         assert ends == sorted(ends) and ends[0] > 0 and ends[-1] < 1
         total = p.total + (WEIGHT - 1) * p.stages.get("learning", 0)

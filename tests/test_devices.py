@@ -58,7 +58,7 @@ def seen(denoiser: Denoiser) -> list[tuple[str, int, bool, bool]]:
     return module.seen
 
 
-@pytest.mark.parametrize("rows", [1, 2, 5, 7])
+@pytest.mark.parametrize("rows", [0, 1, 2, 5, 7])
 def test_outputs_are_those_of_one_network(rows: int) -> None:
     copies = [copy(), copy(), copy()]
     many = spread(copies)
@@ -143,6 +143,8 @@ def test_several_devices_in_a_name() -> None:
         "edm:a.pkl?trust-pickle=",
         ["cuda:0", "cuda:1"],
     )
+    with pytest.raises(ArgumentError, match="has a gap"):
+        models.load("mnist", device="cpu,")
     assert places_of("mnist?guidance=2", None) == ("mnist?guidance=2", [""])
     model = models.load("mnist?device=cpu,cpu", guidance=2.0)
     assert isinstance(model, Spread) and model.fingerprint == models.load("mnist", guidance=2.0).fingerprint

@@ -52,12 +52,17 @@ def spread(denoisers: Sequence[Denoiser]) -> Denoiser:
 
 
 def places_of(name: str, device: torch.device | str | None) -> tuple[str, list[str]]:
-    """The devices that are asked for (a name's `device=` wins), and the name without them where they are several."""
+    """The devices that are asked for (a name's `device=` wins), and the name without them where they are several.
+
+    Errors: `ArgumentError` for a list with a gap.
+    """
     bare, _, query = name.partition("?")
     options = parse_qsl(query, keep_blank_values=True)
     places = str(dict(options).get("device", device or "")).split(",")
     if len(places) == 1:
         return name, places
+    if not all(places):
+        raise ArgumentError(f"device={','.join(places)!r} has a gap: write device=cuda:0,cuda:1")
     rest = urlencode([(key, value) for key, value in options if key != "device"], safe="/:,~")
     return f"{bare}?{rest}" if rest else bare, places
 
@@ -87,8 +92,8 @@ class Spread(Wrapped):
         return outputs[0] if self.channels == 1 else outputs
 
     def _shared_out(self, x: Tensor, t: Time, condition: Condition, calls: list[Callable[..., Any]]) -> Outputs:
-        size = -(-len(x) // len(self.denoisers))
-        shares = [slice(low, low + size) for low in range(0, len(x), size)]
+        size = max(1, -(-len(x) // len(self.denoisers)))
+        shares = [slice(low, low + size) for low in range(0, max(1, len(x)), size)]
         jobs = [
             _inherited(x.device.type, partial(_share, call, denoiser.device, x, t, condition, share))
             for call, denoiser, share in zip(calls, self.denoisers, shares, strict=False)  # few samples need few

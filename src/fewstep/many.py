@@ -21,6 +21,7 @@ from fewstep.errors import ArgumentError, DenoiserError
 from fewstep.files import atomic_write_text
 from fewstep.found import Found
 from fewstep.optimizing import Options, check_amounts, finished, prepared
+from fewstep.search.clock import Clock
 from fewstep.search.dynamic_oss import calls as oss_calls
 from fewstep.search.ledger import Ledger
 from fewstep.search.methods import NotSoMany, Solver, Source, default_solver, sources
@@ -184,7 +185,7 @@ class _Run:
             place = None if self.out is None else self.out / folder_of(name, nfe)
             weight = nfe / sum(calls for _, calls in [*self.pairs][k:])
             left = None if minutes is None else max(1.0, 60 * minutes - (time.monotonic() - began)) * weight
-            work = Work(self.ground, nfe, made, place, Ledger(self.ground.model), seconds=left)
+            work = Work(self.ground, nfe, made, place, Ledger(self.ground.model), clock=Clock(left))
             try:
                 results[name, nfe] = finished(work, None, budgets[name, nfe])
             except KeyboardInterrupt as stop:

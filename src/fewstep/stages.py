@@ -18,8 +18,7 @@ from fewstep.learning import Lessons, require_start
 from fewstep.progress import Event
 from fewstep.randomness import ReportSeeds, SelectionSeeds
 from fewstep.search.cache import digest
-from fewstep.search.clock import EVOLUTION, FIRST, LEARNING, PLANS, RACE, TIME_SHARE, WAYS, Clock
-from fewstep.search.clock import HAND as HAND_CRAFTED
+from fewstep.search.clock import EVOLUTION, FIRST, HAND_CRAFTED, LEARNING, PLANS, RACE, TIME_SHARE, WAYS, Clock
 from fewstep.search.compete import Competition
 from fewstep.search.evolving import Breeder
 from fewstep.search.judges import Judge
@@ -37,7 +36,7 @@ FEWEST = 40
 
 @dataclass
 class Work:
-    """One optimisation: its ground, and what it has so far; `seconds` bound it where no minutes are given."""
+    """One optimisation: its ground, and what it has so far; minutes that `run` is given replace its clock."""
 
     setting: Setting
     nfe: int
@@ -50,13 +49,14 @@ class Work:
     judge: Judge | None = None
     plan: Plan | None = None
     given: Tableau | None = None
-    seconds: float | None = None
     clock: Clock = field(default_factory=Clock)
 
     def run(self, minutes: float | None, max_calls: int | None) -> Found:
         """All stages."""
         ground = self.setting
-        clock = self.clock = Clock(self.seconds if minutes is None else 60 * minutes)
+        if minutes is not None:
+            self.clock = Clock(60 * minutes)
+        clock = self.clock
         if ground.learned:
             require_start(ground, self.nfe, self.sources)
         p = self.plan = self._plan(minutes, max_calls)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from fewstep.search.plan import Plan
 
-HAND, FIRST, WAYS, PLANS, EVOLUTION, RACE, LEARNING, FINALS = (
+HAND_CRAFTED, FIRST, WAYS, PLANS, EVOLUTION, RACE, LEARNING, FINALS = (
     "hand-crafted", "first lesson", "ways down", "plans", "evolution", "race", "learning", "finals",
 )  # fmt: skip
 """Parts of a search, in their order."""
@@ -23,7 +23,7 @@ WEIGHT = 1.5
 """How much longer a call of learning takes, on average: a good part of them is differentiated, which takes two more."""
 SLACK = 0.1
 """Part of the time by which the race may be late where a lesson follows, which takes what is left."""
-WITHIN = {HAND: 0.6, FIRST: 0.7, WAYS: 0.8, PLANS: 0.85, EVOLUTION: 0.95, RACE: 1.0}
+WITHIN = {HAND_CRAFTED: 0.6, FIRST: 0.7, WAYS: 0.8, PLANS: 0.85, EVOLUTION: 0.95, RACE: 1.0}
 """By when those of the race should be over, in parts of the time until its end: late enough to cut nothing where all
 time goes into network calls, early enough to leave the later parts something.
 """

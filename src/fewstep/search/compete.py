@@ -17,8 +17,7 @@ from typing import Any
 
 from fewstep.errors import DenoiserError
 from fewstep.progress import Event, Report
-from fewstep.search.clock import EVOLUTION, FINALS, LEARNING, PLANS, RACE, WAYS, Clock
-from fewstep.search.clock import HAND as HAND_CRAFTED
+from fewstep.search.clock import EVOLUTION, FINALS, HAND_CRAFTED, LEARNING, PLANS, RACE, WAYS, Clock
 from fewstep.search.evolving import STAGE, Breeder
 from fewstep.search.klub import Gram
 from fewstep.search.ledger import Ledger
@@ -137,7 +136,7 @@ class Competition:
         """The same for the first lesson, whose times also enter as times, for others to go on from."""
         self.learn(teach)
         with self._stage(LEARNING):
-            for c in [c for c in self.race.entries if c.method == self.parts.first]:
+            for c in [c for c in self.race.entries if c.method == self.parts.first and c.solver in self.by_solver]:
                 self.race.enter(self.by_solver[c.solver].given(c.tableau, LESSON), 1)
 
     def conclude(self) -> None:
