@@ -106,7 +106,7 @@ def test_a_first_lesson_enters_its_times_where_its_solver_competes(given: bool) 
     competition = Competition(every, scorer, scorer, p, Ledger(net), silent)
     learned = every[0].candidate(times.karras(net.noise, 3, rho=4.0), "ld3", "learned")
     assert learned is not None
-    weights = solvers.get("dpmpp_3m")(learned.times).tabulate(net.noise)  # other numbers on these times
+    weights = solvers.get("ddim")(learned.times).tabulate(net.noise)  # other numbers on these times
     learned = replace(learned, schedule=None, tableau=weights, solver="mine (given)" if given else "dpmpp_2m")
     competition.learn_first(lambda standing: [learned])
     assert [c.method for c in competition.race.entries] == (["ld3"] if given else ["ld3", "lesson"])
