@@ -216,17 +216,17 @@ def lowered_by(
     own = (parts.loss if set_apart else "") or RECIPES[parts.learned[0]].loss
     name = own if loss == "auto" else loss
     if known is None:
-        return objective(name)
+        return objective(name, shape=model.shape)
     if not followed:
         if name in ("frechet", "kernel", "matched", "faithful") or loss == "features":
             raise ArgumentError(
                 f"loss={loss!r} follows the gradient of features, and those of {known.name} have none (a pipeline's "
                 "pictures are decoded without): leave loss out, or choose l2"
             )
-        return objective(name)
+        return objective(name, shape=model.shape)
     return objective(
         name, features=known.features, reference=known.reference, reference_features=known.reference_features,
-        feature_name=known.name,
+        feature_name=known.name, shape=model.shape,
     )  # fmt: skip
 
 

@@ -68,8 +68,8 @@ MethodOption = Annotated[
 LossOption = Annotated[
     str,
     typer.Option(
-        help="What a method that learns lowers: l2, l1, log-l2, pseudo-huber, features, along, faithful, matched, "
-        "frechet, kernel, or auto (the method's own)."
+        help="What a method that learns lowers: l2, l1, log-l2, pseudo-huber, lpips (needs fewstep[lpips]), features, "
+        "along, faithful, matched, frechet, kernel, or auto (the method's own)."
     ),
 ]
 EndOption = Annotated[

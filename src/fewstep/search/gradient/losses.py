@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from fewstep.errors import ArgumentError
@@ -18,8 +20,9 @@ from fewstep.search.gradient.objectives import (
     Objective,
     huber,
 )
+from fewstep.search.gradient.perceptual import Lpips
 
-NAMES = (*DISTANCES, "features", "along", "faithful", "matched", "frechet", "kernel", "neural-solver", "epd")
+NAMES = (*DISTANCES, "lpips", "features", "along", "faithful", "matched", "frechet", "kernel", "neural-solver", "epd")
 MOST = 2000
 """Reference features behind a kernel distance."""
 
@@ -31,34 +34,26 @@ def objective(
     reference: Statistics | None = None,
     reference_features: Tensor | None = None,
     feature_name: str = "features",
+    shape: Sequence[int] = (),
 ) -> Objective:
     """The objective of a name.
 
     Args:
-        name: `l2`, `l1`, `log-l2`, `pseudo-huber` (to the teacher's end points), `features` (the same in features; L2
-            where there are none), `along` (its trajectories), `matched` (to the teacher's samples of the same noise, as
-            sets of features), `faithful` (the geometric mean of that and of the same in the samples themselves),
-            `frechet`, `kernel` (distributions of features), `neural-solver` and `epd` (these papers' mixtures).
+        name: `l2`, `l1`, `log-l2`, `pseudo-huber` and `lpips` (to the teacher's end points), `features` (the same in
+            features; L2 where there are none), `along` (its trajectories), `matched` (to the teacher's samples of the
+            same noise, as sets of features), `faithful` (the geometric mean of that and of the same in the samples
+            themselves), `frechet`, `kernel` (distributions of features), `neural-solver` and `epd` (these papers'
+            mixtures).
         features: a differentiable feature network.
         reference: statistics of reference features, for `frechet`.
         reference_features: `[m, d]`, for `kernel`.
         feature_name: of the features, in words.
+        shape: of one sample, for `lpips`.
 
-    Errors: `ArgumentError` for another name, or where the features that it needs are not known.
+    Errors: `ArgumentError` for another name, or where the features or the package that it needs are not there.
     """
-    pairs = (
-        FeaturePairs(features, f"L2 in {feature_name}") if features is not None else EndPoints(DISTANCES["l2"], "l2")
-    )
-    if name in DISTANCES:
-        return EndPoints(DISTANCES[name], name)
-    if name == "features":
+    if (pairs := _of_pairs(name, features, feature_name, shape)) is not None:
         return pairs
-    if name == "along":
-        return Along()
-    if name == "neural-solver":
-        return Along(EndPoints(huber, "Huber"), weight=1000.0)
-    if name == "epd":
-        return Along(pairs, weight=10.0 if features is not None else 1.0)
     if name not in NAMES:
         raise ArgumentError(f"loss is {name!r}: choose one of {', '.join(NAMES)}")
     if features is None:
@@ -72,3 +67,19 @@ def objective(
     if name == "kernel" and reference_features is not None:
         return KernelLoss(features, reference_features[:MOST], f"kernel distance, {feature_name}")
     raise ArgumentError(f"loss={name!r} needs reference features: give a judge that has them, or another loss")
+
+
+def _of_pairs(name: str, features: Features | None, feature_name: str, shape: Sequence[int]) -> Objective | None:
+    """Those that compare each sample with the teacher's; None for other names."""
+    if name in DISTANCES:
+        return EndPoints(DISTANCES[name], name)
+    if name == "lpips":
+        return EndPoints(Lpips(shape), "LPIPS")
+    if name == "along":
+        return Along()
+    if name == "neural-solver":
+        return Along(EndPoints(huber, "Huber"), weight=1000.0)
+    last = EndPoints(DISTANCES["l2"], "l2") if features is None else FeaturePairs(features, f"L2 in {feature_name}")
+    if name == "epd":
+        return Along(last, weight=1.0 if features is None else 10.0)
+    return last if name == "features" else None
