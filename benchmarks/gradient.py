@@ -8,8 +8,8 @@
 
 Every combination of start x method (space) x loss (objective) x judge is one row, so an ablation is one command. Rows
 are appended to `--out` as they are made; a combination that lies there is not made again; `--table` prints what lies
-there, as Markdown. Scores are on report seeds, which nobody else has seen, and the same for all judges; updates, not
-seconds, are what is bounded.
+there, as Markdown. Scores are on report seeds, which nobody else has seen, and the same for all judges; those in
+brackets are on as many of the seeds that were learned from. Updates, not seconds, are what is bounded.
 """
 
 from __future__ import annotations
@@ -37,9 +37,10 @@ from fewstep.search.gradient.losses import objective
 from fewstep.search.gradient.midpoints import steps_of
 from fewstep.search.gradient.recipes import RECIPES, Recipe
 from fewstep.search.gradient.space import Start
-from fewstep.search.judges import Judge, SlicedJudge
+from fewstep.search.judges import Judge, PairedJudge, SlicedJudge
 from fewstep.search.objective import Scorer
 from fewstep.search.teacher import Teacher, reference_schedule
+from fewstep.tableau import Tableau
 
 EXACT = 1000
 SHORT = {
@@ -110,6 +111,13 @@ class Bench:
             judges = [few if isinstance(judge, SlicedJudge) else judge for judge in judges]
         return self._scorer(judges, self.report)
 
+    def taught(self, table: Tableau, pairs: int) -> dict[str, Any]:
+        """Figures on seeds that were learned from: as many as the teacher makes of the report's."""
+        seeds = CalibrationSeeds(min(pairs, len(self.paired)))
+        kinds = self.shown or ("matched",)
+        judges = [selection_judge(k, self.known, self.teacher, seeds) for k in kinds]
+        return self._scorer([*judges, PairedJudge(self.teacher, seeds)], seeds).figures(table, len(seeds))
+
     def _scorer(self, judges: list[Any], seeds: Sequence[int]) -> Scorer:
         return Scorer(
             self.net, judges, seeds, condition=self.condition, cache=self.cache, batch_size=self.args.batch
@@ -152,6 +160,7 @@ class Bench:
             "before": final.figures(found.start, count), "after": final.figures(found.tableau, count),
             "gain": final.gains(found.start, found.tableau, count),
             "teacher": teacher,
+            "taught": {"before": self.taught(found.start, row.pairs), "after": self.taught(found.tableau, row.pairs)},
         }  # fmt: skip
 
 
@@ -173,8 +182,12 @@ def line(record: dict[str, Any]) -> str:
 def page(records: Sequence[dict[str, Any]]) -> str:
     """A Markdown table: for each start its own figures, then those of what was learned from it."""
     names = list(dict.fromkeys(name for record in records for name in record["after"]))
-    told = lambda figures: [  # noqa: E731
-        f"{figures[n]['value']:.3g} ± {figures[n]['standard_error']:.1g}" if n in figures else "–" for n in names
+    told = lambda figures, taught: [  # noqa: E731
+        f"{figures[n]['value']:.3g} ± {figures[n]['standard_error']:.1g}"
+        + (f" ({taught[n]['value']:.3g})" if n in taught else "")
+        if n in figures
+        else "–"
+        for n in names
     ]
     short = [next((new for old, new in SHORT.items() if n.endswith(old)), n) for n in names]
     lines = [["calls", "start", "method", "loss", "judge", *short], ["---"] * (5 + len(names))]
@@ -182,9 +195,9 @@ def page(records: Sequence[dict[str, Any]]) -> str:
     for nfe, solver, start in starts:
         rows = [r for r in records if (r["nfe"], r["solver"], r["start"]) == (nfe, solver, start)]
         label = f"{solver} on {start.partition(':')[2]}"
-        lines.append([str(nfe), label, "–", "–", "–", *told(rows[0]["before"])])
+        lines.append([str(nfe), label, "–", "–", "–", *told(rows[0]["before"], rows[0]["taught"]["before"])])
         for r in rows:
-            lines.append([str(nfe), label, r["method"], r["loss"], r["judge"], *told(r["after"])])
+            lines.append([str(nfe), label, r["method"], r["loss"], r["judge"], *told(r["after"], r["taught"]["after"])])
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 

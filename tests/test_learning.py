@@ -60,7 +60,9 @@ def test_optimize_learns(method: str, tmp_path: Path) -> None:
     told = stage(found, "learning")
     assert 0 < told["calls"] <= told["planned"] and told["backward"] == learned[0]["learned"]["backward"] > 0
     assert found.backward == told["backward"] and found.calls <= 20_000
-    assert any("identities are off by" in note for note in found.notes)
+    losses = learned[0]["learned"]["losses"]
+    told_apart = " on pairs it learned from, {:.3g} -> {:.3g} on others".format(*(losses[k]["held"] for k in losses))
+    assert any(told_apart in note and "identities are off by" in note for note in found.notes)
     kept = Tableau.load(tmp_path / "schedule.json")
     assert kept == found.tableau and Found.load(tmp_path).times == found.times
     again = optimize(mixture(), 3, method, out=tmp_path, **SMALL)

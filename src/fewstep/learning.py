@@ -174,10 +174,12 @@ class Lessons:
     def _candidate(self, origin: str, solver: str, learned: Learned, stage: Stage) -> Candidate:
         stage.backward += learned.backward
         self.ground.notes.extend(f"{learned.method} from {origin}: {note}" for note in learned.notes)
+        before, after = learned.losses["start"], learned.losses["found"]
         self.ground.notes.append(
             f"{learned.method} from {origin}: {learned.size} numbers, {learned.iterations} updates of "
-            f"{learned.objective}; the table's identities are off by {learned.defects['mean']:.2g} (mean) and "
-            f"{learned.defects['variance']:.2g} (variance)."
+            f"{learned.objective} ({before['from']:.3g} -> {after['from']:.3g} on pairs it learned from, "
+            f"{before['held']:.3g} -> {after['held']:.3g} on others); the table's identities are off by "
+            f"{learned.defects['mean']:.2g} (mean) and {learned.defects['variance']:.2g} (variance)."
         )
         table = replace(learned.tableau, name=f"{solver}, {learned.method}")
         level = to_ratios(self.ground.model.noise, table.times).log()
