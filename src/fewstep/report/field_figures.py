@@ -95,15 +95,15 @@ def _draw_calls(axis: Axes, panel: Panel, looks: dict[str, dict[str, Any]]) -> N
 
 
 def cost_figure(lines: Sequence[Line], *, judge: str) -> Figure:
-    """Quality against what the search cost, one panel for each number of network calls; a method that was given several
-    budgets is a line.
+    """Quality against what the search cost, one panel for each number of network calls of a search; a method that was
+    given several budgets is a line.
 
     The dashed line is the best hand-crafted sampler, which cost nothing; methods without a cost stand at the left rim.
     """
     _require(lines)
     searched = [line for line in lines if not line.hand]
     looks = _looks(lines)
-    nfes = sorted({p.nfe for line in lines for p in line.points})
+    nfes = sorted({p.nfe for line in searched or lines for p in line.points})
     costs = [p.cost for line in searched for p in line.points if p.cost > 0]
     free = any(p.cost <= 0 for line in searched for p in line.points)
     rim = min(costs, default=10.0) / (3 if free else 1.5)
