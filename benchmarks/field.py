@@ -83,7 +83,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--minutes", type=float, help="for each search")
     one.add_argument("--max-calls", type=int, help="network calls for each search; default: each method's own")
     one.add_argument("--solver", default="auto", help="of searches that take one; auto: several compete")
-    one.add_argument("--objective", default="auto", help="what selects: auto, matched, frechet or teacher")
+    one.add_argument("--objective", default="auto", help="what selects: auto, faithful, matched, frechet or teacher")
     one.add_argument(
         "--selection", nargs="+", type=int, default=list(IMAGES), help="images of S3's evaluations, rising"
     )

@@ -29,7 +29,8 @@ import torch
 from fewstep import inputs, models, solvers, times
 from fewstep.errors import ArgumentError
 from fewstep.judging import report_judges, selection_judge
-from fewstep.learning import PARALLEL, batched
+from fewstep.learning import PARALLEL
+from fewstep.lowered import batched
 from fewstep.randomness import CalibrationSeeds, ReportSeeds, SelectionSeeds
 from fewstep.search.cache import Cache
 from fewstep.search.gradient.learn import Learner
@@ -140,11 +141,11 @@ class Bench:
         learner = Learner(
             self.teacher, CalibrationSeeds(row.pairs), SelectionSeeds(64, 10_000),
             lambda table: scorer.score(table, len(self.selection)), len(self.selection), batch_size=self.args.batch,
-            cache=self.cache,
+            cache=self.cache, judged_by=f"{row.judge} of {self.selection!r}",
         )  # fmt: skip
-        known: dict[str, Any] = {}
+        known: dict[str, Any] = {"shape": self.net.shape}
         if self.known is not None:
-            known = {
+            known |= {
                 "features": self.known.features, "reference": self.known.reference,
                 "reference_features": self.known.reference_features, "feature_name": self.known.name,
             }  # fmt: skip
@@ -239,9 +240,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.nfe, args.starts, args.methods, args.losses, args.judges, args.seeds
     ):
         row = Row(args.model, nfe, start, method, loss, judge, args.pairs, args.updates, seed)
-        if row.key not in kept:
+        key = "|".join([row.key, *map(str, (args.selection, args.report, args.paired, args.teacher, args.batch))])
+        if key not in kept:
             try:
-                record = bench.make(row) | {"key": row.key}
+                record = bench.make(row) | {"key": key}
             except ArgumentError as error:
                 print(f"{nfe:2d} {method}: left out: {error}", file=sys.stderr, flush=True)
                 continue
@@ -249,8 +251,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 args.out.parent.mkdir(parents=True, exist_ok=True)
                 with args.out.open("a") as file:
                     file.write(json.dumps(record) + "\n")
-            kept[row.key] = record
-        print(line(kept[row.key]), flush=True)
+            kept[key] = record
+        print(line(kept[key]), flush=True)
     return 0
 
 

@@ -61,6 +61,8 @@ def test_the_result_is_no_worse_than_any_part(run: tuple[Found, Path, list[str]]
     assert {"hand", "joint", "s3", "ays", *PARTS["auto"].plans} <= set(finals)
     assert found.selection["after"] == min(c["fresh"]["score"] for c in found.candidates if "fresh" in c)
     assert found.selection["after"] < 0.7 * found.selection["before"]
+    (told,) = [note for note in found.notes if note.startswith("Chosen on ")]
+    assert f"{found.selection['after']:.4g}; behind it: " in told and f"{found.selection['before']:.4g}" in told
 
 
 def test_the_course_is_told_and_the_best_so_far_is_on_disk(run: tuple[Found, Path, list[str]]) -> None:
@@ -78,6 +80,7 @@ def test_a_small_budget_does_without_the_teachers_parts() -> None:
     found = optimize(counted(), 3, objective=lambda x: x.flatten(1).square().mean(1), max_calls=14_000)
     assert "joint" not in {c["method"] for c in found.candidates}
     assert any("too few to plan or to learn" in note for note in found.notes)
+    assert any(note.startswith("Chosen on ") for note in found.notes)
 
 
 @pytest.mark.slow
@@ -85,8 +88,10 @@ def test_without_a_teacher_and_below_the_noisiest_time() -> None:
     options = {"objective": lambda x: x.flatten(1).square().mean(1), "max_calls": 24_000}
     found = optimize(counted(), 3, teacher_calls=0, data=torch.randn(64, 2), **options)
     assert {c["method"] for c in found.candidates} == ALL - {"gits", "local_error", "ld3", "lesson", "joint"}
+    assert any("There is no teacher" in note for note in found.notes)
     found = optimize(counted(), 3, start=2.0, data=torch.randn(64, 2), **options)
     assert "s3" not in {c["method"] for c in found.candidates}
+    assert any("S³ took no part" in note for note in found.notes)
 
 
 class Same:

@@ -12,6 +12,7 @@ from fewstep.errors import ArgumentError, DenoiserError, SeedsError
 from fewstep.noise import EDM, Flow, VPLinear
 from fewstep.randomness import CalibrationSeeds, SelectionSeeds
 from fewstep.search.klub import Gram, ratio_grid
+from fewstep.search.ledger import speed
 
 C = 0.5
 NOISE = EDM()
@@ -150,6 +151,27 @@ def test_results_do_not_depend_on_the_batch() -> None:
     one, three = (Gram.compute(problem.denoiser(), data, ratios=levels, batch_size=b) for b in (24, 5))
     assert torch.allclose(one.blocks, three.blocks, rtol=1e-5, atol=1e-6)
     assert torch.equal(one.counts, three.counts)
+
+
+def test_a_batch_that_does_not_fit_is_halved() -> None:
+    problem = problems.get("gaussian_8x8")
+    data, levels, inner = problem.sample(24, seed=2), ratio_grid(NOISE, 10), problem.denoiser()
+    limit, calls = 5, 0
+
+    def small(x: Tensor, t: object, condition: object = None) -> Tensor:
+        nonlocal calls
+        calls += 1
+        if len(x) > limit or calls == 10:  # in the middle of a batch, too
+            raise torch.OutOfMemoryError("pretended")
+        return inner(x, t)
+
+    net = Denoiser(small, noise=NOISE, shape=problem.shape)
+    whole = Gram.compute(inner, data, ratios=levels)
+    assert torch.allclose(Gram.compute(net, data, ratios=levels).blocks, whole.blocks, rtol=1e-5, atol=1e-6)
+    assert speed(net, None, 24) > 0
+    limit = 0
+    with pytest.raises(DenoiserError, match="single noising path"):
+        Gram.compute(net, data, ratios=levels)
 
 
 class Interrupted(Denoiser):

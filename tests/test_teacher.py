@@ -12,7 +12,9 @@ from fewstep.errors import ArgumentError, DenoiserError
 from fewstep.noise import EDM
 from fewstep.randomness import CalibrationSeeds, SelectionSeeds, unit_noise
 from fewstep.search.cache import Cache, Probe, SeedRows, digest
-from fewstep.search.teacher import Teacher, reference_schedule
+from fewstep.search.judges import ImageJudge
+from fewstep.search.objective import Scorer
+from fewstep.search.teacher import Teacher, no_condition, reference_schedule
 
 NOISE = EDM()
 TABLE = solvers.dpmpp_2m(times.karras(NOISE, 8)).tabulate(NOISE)
@@ -57,6 +59,19 @@ def test_condition_goes_with_its_seed() -> None:
     assert torch.allclose(
         made[7], Teacher(Shifted(), TABLE, condition=labels)(CalibrationSeeds(1, offset=7))[0], atol=1e-5
     )
+
+
+def test_another_precision_of_the_network_is_made_anew(tmp_path: Path) -> None:
+    nets = [Shifted() for _ in range(2)]
+    nets[1].network_dtype = torch.bfloat16
+    ends = [Teacher(net, TABLE, cache=tmp_path)(SelectionSeeds(8)) for net in nets]
+    assert nets[1].evaluations == nets[0].evaluations and torch.equal(*ends)  # this one does not obey it
+    judge = ImageJudge(lambda x: x.flatten(1).mean(1))
+    judge.digest = "mean"
+    for net in nets:
+        scorer = Scorer(net, [judge], SelectionSeeds(8), condition=no_condition, cache=Cache(tmp_path))
+        scorer.score(TABLE, 8)
+    assert nets[1].evaluations == nets[0].evaluations
 
 
 def test_made_once(tmp_path: Path) -> None:

@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-import torch
-
-from fewstep import models, solvers, times
-from fewstep.denoiser import Denoiser
+from fewstep import solvers, times
 from fewstep.errors import ArgumentError, DenoiserError
+from fewstep.lowered import batched, lowered_by
 from fewstep.randomness import CalibrationSeeds, SelectionSeeds
 from fewstep.rules import SolverSchedule
 from fewstep.search.ays import to_ratios
+from fewstep.search.cache import digest
 from fewstep.search.clock import FIRST, LEARNING, Clock
 from fewstep.search.gradient.fit import CHECKS
-from fewstep.search.gradient.learn import LEAST_PAIRS, Learned, Learner
-from fewstep.search.gradient.losses import objective
+from fewstep.search.gradient.learn import LEAST_PAIRS, Learned, Learner, require_pairs
 from fewstep.search.gradient.midpoints import steps_of
-from fewstep.search.gradient.objectives import FaithfulLoss, MatchedLoss
 from fewstep.search.gradient.objectives import Objective as LearningObjective
 from fewstep.search.gradient.recipes import RECIPES, Recipe
 from fewstep.search.gradient.space import SPACES, Start
@@ -29,16 +25,13 @@ from fewstep.search.judges import Judge, MatchedJudge, PairedJudge
 from fewstep.search.ledger import Ledger, Stage
 from fewstep.search.methods import Source
 from fewstep.search.objective import Scorer
-from fewstep.search.parts import HAND, STARTS, Parts
+from fewstep.search.parts import HAND, STARTS
 from fewstep.search.select import Candidate
 from fewstep.tableau import Tableau
 
 if TYPE_CHECKING:
     from fewstep.search.plan import Plan
     from fewstep.setting import Setting
-
-Loss = str | LearningObjective
-"""What a method lowers: a name, or an objective of one's own."""
 
 TEACHING = 0.3
 """Part of the learning's calls that may go to the teacher."""
@@ -47,10 +40,6 @@ WORTH = 40
 """Updates of a first lesson, at least; fewer would be taken from the last one in vain."""
 ENOUGH = 300
 """Descents from several starts, where each can make so many updates; else from the best alone."""
-WHOLE_BATCH = 256
-"""Pairs in an update by a distance of distributions."""
-MATCHED_BATCH = 64
-"""The same by a distance to the teacher's samples, where chance weighs less."""
 PARALLEL = {"epd": 2, "epd-1": 1}
 
 
@@ -86,11 +75,13 @@ class Lessons:
         early = replace(self, part=FIRST, share=self.plan.parts.early, most=1)
         ground, parts = self.ground, replace(self.plan.parts, learned=(self.plan.parts.first,), loss="")
         lowered = lowered_by(ground.method, parts, ground.loss, ground.model, ground.known)
-        with suppress(ArgumentError):
+        try:
             found = early._learned(RECIPES[self.plan.parts.first], lowered, standing)
-            self.taken = early.spent / self.plan.stages["learning"]
-            return found
-        return []
+        except ArgumentError as error:
+            ground.notes.append(f"There was no first lesson: {error}")
+            return []
+        self.taken = early.spent / self.plan.stages["learning"]
+        return found
 
     def last(self, standing: list[Candidate]) -> list[Candidate]:
         """Samplers learned from the best of the standing, with the calls that are left.
@@ -118,12 +109,7 @@ class Lessons:
             learner, calls = self._learner()
             many = learner.updates(recipe, self.nfe, calls // STARTS) >= min(ENOUGH, recipe.iterations)
             starts = starts[: self.most if many else 1]
-            updates = learner.updates(recipe, self.nfe, calls // len(starts))
-            if updates < (WORTH if self.part == FIRST else CHECKS):
-                raise ArgumentError(
-                    f"max_calls={self.plan.max_calls} leaves {recipe.name} {updates} updates at {self.nfe} calls per "
-                    "sample, too few to learn: give more calls (or minutes), or fewer calibration seeds"
-                )
+            updates = self._enough(learner, recipe, calls // len(starts))
             self.spent = self._calls - calls + len(starts) * learner.cost(recipe, self.nfe, updates)
             given = self.clock.seconds
             seconds = given and given * self.clock.lessons[self.part] / len(starts)
@@ -133,6 +119,31 @@ class Lessons:
                 )
                 for origin, solver, start in starts
             ]
+
+    def require(self) -> None:
+        """Refuse, before anything is raced, a budget in which a method that learns could hardly do so.
+
+        Errors: `ArgumentError`.
+        """
+        lowered, parts = self.ground.lowered, self.plan.parts
+        if parts.auto or lowered is None:
+            return
+        for name in parts.learned:
+            learner, calls = self._learner()
+            self._enough(learner, batched(RECIPES[name], lowered), calls)
+
+    def _enough(self, learner: Learner, recipe: Recipe, calls: int) -> int:
+        """The updates that the calls pay for.
+
+        Errors: `ArgumentError` for too few.
+        """
+        updates = learner.updates(recipe, self.nfe, calls)
+        if updates < (WORTH if self.part == FIRST else CHECKS):
+            raise ArgumentError(
+                f"max_calls={self.plan.max_calls} leaves {recipe.name} {updates} updates at {self.nfe} calls per "
+                "sample, too few to learn: give more calls (or minutes), or fewer calibration seeds"
+            )
+        return updates
 
     @property
     def _calls(self) -> int:
@@ -164,8 +175,10 @@ class Lessons:
             return value if math.isfinite(value) else math.inf
 
         blind = isinstance(self.judge, PairedJudge | MatchedJudge)  # to whom the teacher is perfect
+        named = self.judge.digest
         learner = Learner(
             teacher, pairs, held, score, judged, ground.batch, cache=ground.cache,
+            judged_by=named and digest(named, list(self.scorer.seeds[:judged])),
             progress=ground.progress, late=lambda: self.clock.over(self.part),
             look_at=None if blind else lambda images, seeds: self.judge.score(self.judge.observe(images, seeds)),
         )  # fmt: skip
@@ -185,57 +198,6 @@ class Lessons:
         level = to_ratios(self.ground.model.noise, table.times).log()
         text = f"{learned.method} from {origin}"
         return Candidate(None, table, solver, learned.method, text, level, about={"learned": learned.record()})
-
-
-def batched(recipe: Recipe, lowered: LearningObjective) -> Recipe:
-    """The recipe with as many pairs in an update as a distance between distributions needs."""
-    if not lowered.whole:
-        return recipe
-    matched = isinstance(lowered, MatchedLoss | FaithfulLoss)
-    return replace(recipe, batch=max(recipe.batch, MATCHED_BATCH) if matched else WHOLE_BATCH)
-
-
-def lowered_by(
-    method: str, parts: Parts, loss: Loss, model: Denoiser, known: models.Judge | None
-) -> LearningObjective | None:
-    """What a method that learns by gradient lowers; None for the others.
-
-    Errors: `ArgumentError` for a loss that is not known, needs features that are not there or cannot be differentiated,
-        or is given in vain.
-    """
-    if not parts.learned:
-        if loss != "auto":
-            raise ArgumentError(
-                f"loss={loss!r} is for methods that learn by gradient, and method {method} does not: "
-                f"leave it out, or choose auto or one of {', '.join(RECIPES)}"
-            )
-        return None
-    if not isinstance(loss, str):
-        return loss
-    followed = known is not None and _differentiable(model, known)
-    # The features of an analytic problem are its samples themselves.
-    set_apart = followed and known is not None and known.nll is None
-    own = (parts.loss if set_apart else "") or RECIPES[parts.learned[0]].loss
-    name = own if loss == "auto" else loss
-    if known is None:
-        return objective(name, shape=model.shape)
-    if not followed:
-        if name in ("frechet", "kernel", "matched", "faithful") or loss == "features":
-            raise ArgumentError(
-                f"loss={loss!r} follows the gradient of features, and those of {known.name} have none (a pipeline's "
-                "pictures are decoded without): leave loss out, or choose l2"
-            )
-        return objective(name, shape=model.shape)
-    return objective(
-        name, features=known.features, reference=known.reference, reference_features=known.reference_features,
-        feature_name=known.name, shape=model.shape,
-    )  # fmt: skip
-
-
-def _differentiable(model: Denoiser, known: models.Judge) -> bool:
-    with torch.enable_grad():
-        samples = torch.zeros(2, *model.shape, device=model.device, dtype=model.dtype, requires_grad=True)
-        return known.features(samples).requires_grad
 
 
 def starts_of(
@@ -269,6 +231,8 @@ def require_start(ground: Setting, nfe: int, sources: Sequence[Source]) -> None:
     Errors: `ArgumentError`.
     """
     window = ground.window
+    if ground.seeds.calibration is not None and not ground.parts.auto:
+        require_pairs(ground.seeds.calibration)
     tried = [s.candidate(times.logsnr(window.noise, s.steps, **window.ends), HAND, "logsnr") for s in sources]
     for name in ground.parts.learned:
         found, refused = starts_of(RECIPES[name], [c for c in tried if c is not None], ground, nfe)

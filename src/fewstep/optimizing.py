@@ -21,7 +21,7 @@ from fewstep.errors import ArgumentError, DenoiserError
 from fewstep.features import on_pictures
 from fewstep.found import Found
 from fewstep.judging import Objective, checked_objective
-from fewstep.learning import Loss
+from fewstep.lowered import Loss
 from fewstep.progress import Report, silent
 from fewstep.randomness import CalibrationSeeds, ReportSeeds, SelectionSeeds
 from fewstep.search.cache import Cache, Probe
@@ -211,6 +211,8 @@ def finished(work: Work, minutes: float | None, max_calls: int | None) -> Found:
             raise DenoiserError(
                 f"{error}; {work.stopped()}", time=error.time, rows=error.rows, sane=error.sane
             ) from error
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            raise DenoiserError(f"out of memory: give a smaller batch_size; {work.stopped()}") from error
 
 
 def check_amounts(nfe: int, minutes: float | None, max_calls: int | None) -> None:

@@ -16,7 +16,7 @@ from fewstep.denoiser import Denoiser
 from fewstep.errors import ArgumentError
 from fewstep.inputs import Data, SeedsAsked
 from fewstep.judging import Objective
-from fewstep.learning import Loss, lowered_by
+from fewstep.lowered import Loss, lowered_by
 from fewstep.progress import Report
 from fewstep.randomness import CalibrationSeeds, Seeds
 from fewstep.search.cache import Cache, Probe

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 import fewstep
-from fewstep import models
+from fewstep import models, remarks
 from fewstep.errors import ArgumentError
 from fewstep.found import Found
 from fewstep.judging import report_judges, selection_judge, taught
@@ -61,8 +61,7 @@ class Work:
             require_start(ground, self.nfe, self.sources)
         p = self.plan = self._plan(minutes, max_calls)
         clock.follow(p)
-        if ground.learned and not p.parts.learned:
-            self.notes.append(f"{p.max_calls:,} network calls are too few to plan or to learn: times and S³ alone.")
+        self.notes.extend(remarks.left_out(ground, p))
         if ground.cache.folder is not None:
             with self.ledger.stage("probe", p.stages["probe"]):
                 ground.probe.answer()
@@ -73,10 +72,12 @@ class Work:
         offset = ground.seeds.selection.offset if ground.seeds.selection else 0
         race, fresh = SelectionSeeds(p.counts[-1], offset), SelectionSeeds(p.fresh, offset + p.counts[-1])
         self.judge = selection_judge(ground.objective, ground.known, ground.teacher, [*race, *fresh])
+        scorer = ground.scorer([self.judge], race)
+        lessons = Lessons(ground, p, self.ledger, self.nfe, self.judge, scorer, fresh.offset + len(fresh), clock)
+        lessons.require()
         if p.taught and ground.teacher is not None:
             with self.ledger.stage("teacher of the selection", p.stages["teacher of the selection"]):
                 ground.teacher([*race, *fresh], ground.progress)
-        scorer = ground.scorer([self.judge], race)
         competition = self.competition = Competition(
             self.sources,
             scorer,
@@ -87,11 +88,11 @@ class Work:
             self.given,
             clock,
         )
-        lessons = Lessons(ground, p, self.ledger, self.nfe, self.judge, scorer, fresh.offset + len(fresh), clock)
         self._take_turns(competition, p, lessons)
         winner, start, final = competition.finals()
         if clock.cut:
             self.notes.append(f"The time was over before all was done. Ended early: {', '.join(clock.cut)}.")
+        self.notes.append(remarks.why(competition.race.entries, winner, final["samples"]))
         final |= {"judge": self.judge.name, "seeds": repr(fresh)}
         found = self._found(winner, start, final, self._figures(p, winner, start))
         if self.out is not None:
@@ -224,6 +225,8 @@ class Work:
                 figures[role] = scorer.figures(candidate.tableau, count)
                 ground.progress(Event("report", k + 1, 2))
             figures["gain"] = scorer.gains(start.tableau, winner.tableau, count)
+        if paired and ground.teacher is not None:
+            self.notes.extend(remarks.of_teacher(scorer, winner.tableau, ground.teacher, paired))
         return figures
 
     def _found(self, winner: Candidate, start: Candidate, final: dict[str, Any], figures: dict[str, Any]) -> Found:

@@ -160,14 +160,18 @@ def parts(found: Found) -> list[list[str]]:
 
 def course(found: Found) -> list[list[str]]:
     """Where the race stood after each part."""
-    rows = [["after", "network calls", "time", "best so far", "score", "samples"]]
-    for step in found.course:
+    rows = [["after", "network calls", "for this", "time", "best so far", "score", "samples"]]
+    for step, spent in zip(found.course, _differences([int(step["calls"]) for step in found.course]), strict=True):
         score = "overflow" if step["score"] is None else f"{step['score']:.4g}"
         rows.append([
-            step["part"], f"{step['calls']:,}", duration(step["seconds"]), f"{step['solver']}: {step['best']}", score,
-            str(step["images"]),
+            step["part"], f"{step['calls']:,}", f"{spent:,}", duration(step["seconds"]),
+            f"{step['solver']}: {step['best']}", score, str(step["images"]),
         ])  # fmt: skip
     return rows if len(rows) > 2 else []
+
+
+def _differences(values: Sequence[int]) -> list[int]:
+    return [value - before for before, value in zip([0, *values], values, strict=False)]
 
 
 def _facts(found: Found, command: str) -> dict[str, str]:

@@ -49,6 +49,12 @@ def digest(*parts: Any) -> str:
     return total.hexdigest()[:16]
 
 
+def precision(denoiser: Denoiser) -> tuple[str, ...]:
+    """Names what a network computes in; nothing for float32, which is usual."""
+    used = (denoiser.dtype, getattr(denoiser, "network_dtype", None))
+    return tuple(str(dtype) for dtype in used if dtype not in (None, torch.float32))
+
+
 class Cache:
     """Named sets of tensors with a JSON record each, in a folder; with `folder=None` nothing is kept."""
 

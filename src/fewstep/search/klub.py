@@ -211,7 +211,14 @@ class _Pass:
         progress(Event("noising paths", self.done * len(self.ratios), total))
         while self.done < len(self.data):
             stop = min(self.done + self.size, len(self.data))
-            self._add(self.done, stop, progress, total)
+            try:
+                self._add(self.done, stop, progress, total)
+            except (torch.OutOfMemoryError, MemoryError) as error:  # nothing is added before a batch is whole
+                self.size = (stop - self.done + 1) // 2
+                if stop - self.done == 1:
+                    raise DenoiserError(f"out of memory with a single noising path of {len(self.ratios)} levels: give "
+                                        "fewer levels, or a smaller network or dtype") from error  # fmt: skip
+                continue
             self.done = stop
             if cache.folder is not None:
                 kept = {"blocks": self.blocks, "counts": self.counts, "probe": probe.answer()}
@@ -225,12 +232,14 @@ class _Pass:
         for k, out in enumerate(self._outputs(start, stop)):
             outputs[k + 1] = out.reshape(stop - start, -1)
             progress(Event("noising paths", start * len(self.ratios) + (k + 1) * (stop - start), total))
+        blocks, counts = self.blocks.clone(), self.counts.clone()
         for block in range(BLOCKS):
             mine = [n - start for n in range(start, stop) if n % BLOCKS == block]
             if mine:
                 flat = outputs[:, mine].reshape(len(outputs), -1).double()
-                self.blocks[block] += flat @ flat.T / clean[0].numel()
-                self.counts[block] += len(mine)
+                blocks[block] += flat @ flat.T / clean[0].numel()
+                counts[block] += len(mine)
+        self.blocks, self.counts = blocks, counts
 
     def _outputs(self, start: int, stop: int) -> Iterator[Tensor]:
         """The network's x0 at every level for one batch; the noise grows level by level, so each row is one path."""

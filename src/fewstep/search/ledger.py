@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from fewstep.batching import in_batches
+from fewstep.conditions import rows
 from fewstep.randomness import CalibrationSeeds, unit_noise
 
 if TYPE_CHECKING:
@@ -64,13 +66,19 @@ class Ledger:
 
 
 def speed(model: Denoiser, condition: Any, batch: int) -> float:
-    """Network calls a second, from two timed batches after one that warms up; costs three batches."""
+    """Network calls a second, from two timed batches after one that warms up; costs three batches, which are run in
+    parts where they do not fit in memory.
+    """
     noise = unit_noise(CalibrationSeeds(batch), tuple(model.shape)) * model.noise.sigma(model.noise.t_max).item()
     x = noise.to(device=model.device, dtype=model.dtype)
-    seconds = 0.0
-    for k in range(3):
-        started = time.monotonic()
-        out = model(x, model.noise.t_max, condition)
+
+    def call(lo: int, hi: int) -> None:
+        out = model(x[lo:hi], model.noise.t_max, rows(condition, slice(lo, hi)))
         torch.as_tensor(out if isinstance(out, torch.Tensor) else out[0]).sum().item()  # waits for the device
-        seconds += time.monotonic() - started if k else 0.0
-    return 2 * batch * model.batch_cost / max(seconds, 1e-9)
+
+    fits = max(hi - lo for lo, hi, _ in in_batches(call, batch))
+    started = time.monotonic()
+    for _ in range(2):
+        for _ in in_batches(call, batch, fits):
+            pass
+    return 2 * batch * model.batch_cost / max(time.monotonic() - started, 1e-9)

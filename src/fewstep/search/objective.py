@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from fewstep.batching import in_batches
 from fewstep.errors import ArgumentError
+from fewstep.metrics.statistics import Estimate
 from fewstep.sampling import sample
-from fewstep.search.cache import Cache, Probe, SeedRows, digest
+from fewstep.search.cache import Cache, Probe, SeedRows, digest, precision
 from fewstep.search.judges import GROUPS, Judge
 from fewstep.search.teacher import ConditionOf, InitOf
 
@@ -90,18 +92,8 @@ class Scorer:
         out: dict[str, Any] = {}
         for judge, one, two in zip(self.judges, self.rows(before, count), self.rows(after, count), strict=True):
             known = ~one.isnan().any(1)
-            one, two = one[known], two[known]
-            groups = min(GROUPS, len(one))
-            # Dealt at random: neighbouring seeds have neighbouring labels, and a group must not be a set of classes.
-            shuffled = torch.randperm(len(one), generator=torch.Generator("cpu").manual_seed(0), device="cpu")
-            group = shuffled % groups
-            parts = [judge.score(one[group != k]) - judge.score(two[group != k]) for k in range(groups)]
-            spread = torch.tensor(parts, dtype=torch.float64, device="cpu").var(correction=0).item()
-            out[judge.name] = {
-                "value": judge.score(one) - judge.score(two),
-                "standard_error": math.sqrt((groups - 1) * spread),
-                "samples": len(one),
-            }
+            value, error = gained(judge, one[known], two[known])
+            out[judge.name] = {"value": value, "standard_error": error, "samples": int(known.sum())}
         return out
 
     def _store(self, tableau: Tableau) -> SeedRows:
@@ -113,7 +105,13 @@ class Scorer:
             def name(seeds: range) -> str:
                 init = () if self._init is None else (self._init(seeds),)
                 return "rows-" + digest(
-                    self.denoiser.fingerprint, key, judged, list(seeds), self.condition(seeds), *init
+                    self.denoiser.fingerprint,
+                    key,
+                    judged,
+                    list(seeds),
+                    self.condition(seeds),
+                    *init,
+                    *precision(self.denoiser),
                 )
 
             self._stores[key] = SeedRows(
@@ -131,9 +129,23 @@ class Scorer:
             self.denoiser, tableau, seeds=seeds, init=None if self._init is None else self._init(seeds),
             condition=self.condition(seeds), batch_size=self.batch_size,
         )  # fmt: skip
-        parts = [judge.observe(images, seeds) for judge in self.judges]
+        # Features may need more memory than the samples did.
+        seen = lambda lo, hi: [judge.observe(images[lo:hi], seeds[lo:hi]) for judge in self.judges]  # noqa: E731
+        looks = [part for _, _, part in in_batches(seen, len(seeds), seeds=seeds)]
+        parts = [torch.cat(rows) for rows in zip(*looks, strict=True)]
         # The widths travel with the rows, so that a row read from a file can be cut up again.
         widths = torch.tensor([[part.shape[1] for part in parts]], dtype=torch.float64, device="cpu").expand(
             len(seeds), -1
         )
         return torch.cat([*parts, widths], dim=1)
+
+
+def gained(judge: Judge, before: Tensor, after: Tensor) -> Estimate:
+    """A judge's score of some rows less that of others of the same seeds, with the jackknife's error."""
+    groups = min(GROUPS, len(before))
+    # Dealt at random: neighbouring seeds have neighbouring labels, and a group must not be a set of classes.
+    shuffled = torch.randperm(len(before), generator=torch.Generator("cpu").manual_seed(0), device="cpu")
+    group = shuffled % groups
+    parts = [judge.score(before[group != k]) - judge.score(after[group != k]) for k in range(groups)]
+    spread = torch.tensor(parts, dtype=torch.float64, device="cpu").var(correction=0).item()
+    return Estimate(judge.score(before) - judge.score(after), math.sqrt((groups - 1) * spread))

@@ -26,7 +26,7 @@ from fewstep.errors import ArgumentError, DenoiserError
 from fewstep.progress import Event, Report, silent
 from fewstep.sampling import first_state, sample, trajectory
 from fewstep.search import meter
-from fewstep.search.cache import Cache, Probe, SeedRows, digest
+from fewstep.search.cache import Cache, Probe, SeedRows, digest, precision
 from fewstep.search.trajectories import Shelf, Trajectories
 from fewstep.solvers import dpmpp_3m
 from fewstep.times import logsnr
@@ -89,13 +89,13 @@ class Teacher:
         guard = self.probe = probe or Probe(denoiser, condition(range(1)))
         self.dtype = torch.promote_types(denoiser.dtype, torch.float32)
         self._rows = SeedRows(kept, self._name, self.run, guard, chunk=CHUNK, batch=batch_size)
-        identity = {
+        self.identity = {
             "network": denoiser.fingerprint,
             "table": tableau.digest,
             "dtype": str(denoiser.dtype),
             "network dtype": str(getattr(denoiser, "network_dtype", None)),
         }
-        self._shelf = Shelf(kept, f"trajectories-{digest(identity)}", identity, self._token, guard)
+        self._shelf = Shelf(kept, f"trajectories-{digest(self.identity)}", self.identity, self._token, guard)
         self._knots = knots(tableau)
 
     @property
@@ -191,8 +191,7 @@ class Teacher:
         return states, x0
 
     def _name(self, seeds: range) -> str:
-        # Files of float32 networks, the usual ones, do not name their precision.
-        more = () if self.denoiser.dtype == torch.float32 else (str(self.denoiser.dtype),)
+        more = precision(self.denoiser)
         init = () if self.init is None else (self.init(seeds),)
         return "teacher-" + digest(
             self.denoiser.fingerprint, self.tableau.digest, list(seeds), self.condition(seeds), *init, *more

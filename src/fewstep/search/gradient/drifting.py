@@ -21,6 +21,7 @@ class Drifting(nn.Module):
             analytical first step of unit variance (`afs="unit"`) is kept.
         noise: the noise schedule.
         axis: keeps the network's times in range. The authors take absolute values, which hides a change of sign.
+            Times that are reached stay in their order.
         window: slopes in a step.
 
     Errors: `ArgumentError` for another start, or where alpha is 0 at the first time.
@@ -56,7 +57,8 @@ class Drifting(nn.Module):
             steps.append(nominal[i + 1] - reached[i])
             total = torch.stack([w for (row, _), w in weight.items() if row == i]).sum()
             floor = low if i < len(times) - 2 else torch.zeros_like(low)
-            reached.append(torch.maximum(reached[i] + total * steps[i], floor))
+            # Neither beyond the end nor back: weights of negative sum would cross the times.
+            reached.append(torch.minimum(torch.maximum(reached[i] + total * steps[i], floor), reached[i]))
         s = torch.stack(reached[:-1])
         where = torch.cat([self.noise.time_of_ratio(s), times[-1:]])
         alpha = torch.cat([self.noise.alpha(where[:-1]), constant([self.end])])

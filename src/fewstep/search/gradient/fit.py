@@ -104,7 +104,7 @@ class Fit:
         return self.space.tableau()
 
     def _due(self) -> bool:
-        every = max(1, self.now.total // CHECKS)
+        every = max(1, -(-self.now.total // CHECKS))
         return self.now.iteration % every == 0 or self.now.iteration == self.now.total
 
     def _settle(self) -> None:
@@ -184,6 +184,7 @@ class Fit:
         """A loss or a gradient that is not finite: back to the last point that had one, and slower."""
         now = self.now
         self._take(self.before)
+        self.average = {n: p.clone() for n, p in self.averaged.items()}
         for name, state in self.states.items():
             self.optimisers[name].load_state_dict(copy.deepcopy(state))
         now.failed += 1
@@ -233,6 +234,7 @@ class Fit:
     def _remember(self) -> None:
         """This point, to come back to when a step from it fails."""
         self.before = {n: p.detach().clone() for n, p in self.space.named_parameters()}
+        self.averaged = {n: p.clone() for n, p in self.average.items()}
         self.states = {n: copy.deepcopy(o.state_dict()) for n, o in self.optimisers.items()}
 
     def _take(self, values: dict[str, Tensor]) -> None:
@@ -246,7 +248,7 @@ class Fit:
             return
         tensors: dict[str, Tensor] = {"moved": self.pairs.moved}
         for part, values in (("here", dict(self.space.named_parameters())), ("average", self.average),
-                             ("kept", self.kept), ("before", self.before)):  # fmt: skip
+                             ("kept", self.kept), ("before", self.before), ("averaged", self.averaged)):  # fmt: skip
             tensors |= {f"{part}.{name}": value for name, value in values.items()}
         for group, optimiser in self.optimisers.items():
             for part, whole in (("optimiser", optimiser.state_dict()), ("undo", self.states[group])):
@@ -263,9 +265,10 @@ class Fit:
             return
         tensors, record = stored
         parts = {part: {n: tensors[f"{part}.{n}"] for n, _ in self.space.named_parameters()} for part in
-                 ("here", "average", "kept", "before")}  # fmt: skip
+                 ("here", "average", "kept", "before", "averaged")}  # fmt: skip
         self._take(parts["here"])
-        self.average, self.kept, self.before = parts["average"], parts["kept"], parts["before"]
+        self.average, self.kept = parts["average"], parts["kept"]
+        self.before, self.averaged = parts["before"], parts["averaged"]
         self.pairs.moved = tensors["moved"]
         for group, optimiser in self.optimisers.items():
             optimiser.load_state_dict(optimiser_state(tensors, "undo", group, optimiser))

@@ -83,6 +83,7 @@ class Learner:
         batch_size, checkpoint, autocast: see `Slope`; by default activations are recomputed for samples of 12,288
             numbers (3 x 64 x 64) and more.
         cache: of the descents' states; they go on after a kill.
+        judged_by: names the judge and its seeds; without, a state could be another judge's, and none is kept.
         progress: told after every judgement.
         late: asked after every update whether there is no time for more.
         look_at: `(images, seeds) -> score` of the judge, by which the teacher itself is compared; None leaves that out.
@@ -97,6 +98,7 @@ class Learner:
     checkpoint: bool | None = None
     autocast: torch.dtype | None = None
     cache: Cache = field(default_factory=lambda: Cache(None))
+    judged_by: str | None = None
     progress: Report = silent
     late: Callable[[], bool] = lambda: False
     look_at: Callable[[Tensor, Sequence[int]], float] | None = None
@@ -104,10 +106,7 @@ class Learner:
     def __post_init__(self) -> None:
         if self.checkpoint is None:
             self.checkpoint = math.prod(self.teacher.denoiser.shape) >= LARGE
-        if len(self.calibration) < LEAST_PAIRS:
-            raise ArgumentError(
-                f"{len(self.calibration)} calibration seeds: a sampler is learned from {LEAST_PAIRS} pairs or more"
-            )
+        require_pairs(self.calibration)
 
     def updates(self, recipe: Recipe, nfe: int, calls: int) -> int:
         """How many updates `calls` network calls pay for, judgements included; the teacher's are apart."""
@@ -153,12 +152,13 @@ class Learner:
             self.teacher.denoiser, batch_size=self.batch_size, checkpoint=bool(self.checkpoint), autocast=self.autocast
         )
         name = "learned-" + digest(
-            self.teacher.denoiser.fingerprint, self.teacher.tableau.digest, begun.digest, known.name, objective.name,
-            list(self.calibration), iterations, seconds, seed, known.batch,
+            self.teacher.identity, self.judged_by, begun.digest, known.identity, objective.name, _tensors(objective),
+            list(self.calibration), self.teacher.condition(self.calibration), first, iterations, seconds, seed,
+            str(self.autocast),
         )  # fmt: skip
         fit = Fit(
-            space, objective, pairs, known, slope, self.judge, iterations, seconds, self.cache, name, self.progress,
-            seed, self.late,
+            space, objective, pairs, known, slope, self.judge, iterations, seconds,
+            self.cache if self.judged_by else Cache(None), name, self.progress, seed, self.late,
         )  # fmt: skip
         look = self._look(slope, fit, path and objective.along, sides)
         before = look()
@@ -187,10 +187,16 @@ class Learner:
         """What the numbers say about the pairs and the teacher."""
         notes: list[str] = []
         (a, b), (c, d) = ((losses[k]["from"], losses[k]["held"]) for k in ("start", "found"))
+        few = f"the {len(self.calibration)} pairs learned from"
         if min(a, b, c, d) > 0 and (d / c) / (b / a) > OVERFITTED:
             notes.append(
-                f"Overfitted: the loss on held-out pairs is {d / c:.2f} times that on the {len(self.calibration)} "
-                f"pairs learned from, and was {b / a:.2f} times at the start. More calibration seeds would help."
+                f"Overfitted: the loss on held-out pairs is {d / c:.2f} times that on {few}, and was {b / a:.2f} times "
+                "at the start. More calibration seeds would help."
+            )
+        elif min(a, b, c, d) <= 0 and a > c and b - d < (a - c) / OVERFITTED:  # logarithms, differences of kernels
+            notes.append(
+                f"Overfitted: the loss fell by {a - c:.3g} on {few}, and by {b - d:.3g} on held-out pairs. More "
+                "calibration seeds would help."
             )
         if fit.now.best >= start_score:
             notes.append("No point of the descent was better than its start by the judge: the start is returned.")
@@ -212,3 +218,19 @@ class Learner:
             f"The judge scores the teacher at {theirs:.4g} and the sampler found at {ours:.4g} on the same "
             f"{len(seeds)} seeds: a better teacher (teacher_calls) could be learned from, or these are too few to say."
         ]
+
+
+def require_pairs(calibration: Sequence[int]) -> None:
+    """Refuse fewer seeds than a sampler can be learned from.
+
+    Errors: `ArgumentError`.
+    """
+    if len(calibration) < LEAST_PAIRS:
+        raise ArgumentError(
+            f"{len(calibration)} calibration seeds: a sampler is learned from {LEAST_PAIRS} pairs or more; give more"
+        )
+
+
+def _tensors(objective: Objective) -> list[Tensor]:
+    """What an objective compares with, besides the pairs: statistics of data."""
+    return [value for value in getattr(objective, "__dict__", {}).values() if isinstance(value, Tensor)]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -124,6 +125,11 @@ class Recipe:
     soft: bool = False
     solver: str = ""
 
+    @property
+    def identity(self) -> list[Any]:
+        """Names all of it, for files."""
+        return [getattr(v, "__qualname__", repr(v)) for v in vars(self).values()]
+
     def rate(self, iteration: int, total: int) -> float:
         """The factor on all rates at an iteration."""
         warm = int(self.warmup * total)
@@ -146,7 +152,8 @@ RECIPES: dict[str, Recipe] = {
             {"times": Rule("adam", 2e-2), "told": Rule("adam", 1e-2), "weights": Rule("adam", 5e-3)},
             2000, ema=0.99, floor=0.05,
         ),
-        # Rates of pixel-space sets; the authors divide TOLD's by a hundred for latents.
+        # Rates of pixel-space sets; the authors divide TOLD's by a hundred for latents. Their configuration makes 175
+        # updates, 7 rounds of 50 pairs; here are more pairs, and at most twice as many.
         Recipe("ld3", "ld3", "features", {"times": TIMES, "told": TOLD}, 350, batch=2, phases=times_first, soft=True),
         Recipe("s4s", "s4s", "features", {"weights": Rule("adam", 5e-3)}, 2000, batch=20, soft=True),
         Recipe(

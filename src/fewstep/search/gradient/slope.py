@@ -70,8 +70,9 @@ class Slope:
                 size = min(self.batch_size, samples)
                 if size == 1:
                     raise DenoiserError(
-                        "out of memory with a single sample in a backward pass: recompute activations "
-                        "(checkpoint=True), or run the network in half precision (autocast=torch.bfloat16)"
+                        "out of memory with a single sample in a backward pass (or, with a loss of sets, with the "
+                        "features of a whole batch): recompute activations (checkpoint=True), run the network in half "
+                        "precision (autocast=torch.bfloat16), or take another loss"
                     ) from error
                 self.batch_size = (size + 1) // 2
 

@@ -1,0 +1,73 @@
+"""What a reader of a result should know of its search: what was left out, why the winner won, its teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from fewstep.lowered import followed
+from fewstep.search.objective import Scorer, gained
+from fewstep.search.parts import HAND, PARTS
+from fewstep.search.plan import Plan
+from fewstep.search.select import Candidate
+from fewstep.search.teacher import Teacher
+
+if TYPE_CHECKING:
+    from fewstep.setting import Setting
+    from fewstep.tableau import Tableau
+
+SURE = 2.0
+"""Standard errors from which on a difference is told."""
+
+
+def left_out(ground: Setting, plan: Plan) -> Iterator[str]:
+    """Parts of the method that did not take part, and why; a loss that is not the method's own."""
+    whole, parts = PARTS[ground.method], plan.parts
+    if whole.learned and not parts.learned:
+        if not ground.teacher_calls:
+            yield "There is no teacher (teacher_calls=0): nothing was planned or learned."
+        elif ground.model.channels != 1:
+            yield f"The network gives {ground.model.channels} outputs, not one: nothing was planned or learned."
+        else:
+            yield f"{plan.max_calls:,} network calls are too few to plan or to learn: times and S³ alone."
+    elif whole.plans and not parts.plans:
+        yield f"A teacher of {ground.teacher_calls} calls is too coarse a grid to plan on: there are no plans."
+    if whole.evolved and not parts.evolved:
+        yield "The times do not span the whole range of noise: S³ took no part."
+    if parts.learned and not followed(ground.model, ground.known, ground.loss):
+        name = ground.known.name if ground.known is not None else "the features"
+        yield f"{name} have no gradient: {ground.lowered and ground.lowered.name} is lowered in their place (loss=)."
+
+
+def why(entries: Sequence[Candidate], winner: Candidate, samples: int) -> str:
+    """Who met in the finals, the best first, and with which scores."""
+    met = sorted((c for c in entries if _fresh(c) is not None), key=lambda c: _fresh(c) or 0.0)
+    told = [f"{_fresh(c):.4g} {c.solver}, {c.origin}" for c in met if c is not winner][:3]
+    hand = next((c for c in met if c.method == HAND), None)
+    if hand is not None and hand is not winner and hand not in [c for c in met if c is not winner][:3]:
+        told.append(f"{_fresh(hand):.4g} {hand.solver}, {hand.origin} (the best hand-crafted)")
+    own = _fresh(winner)
+    return f"Chosen on {samples} fresh samples, {own if own is None else f'{own:.4g}'}; behind it: {'; '.join(told)}."
+
+
+def _fresh(candidate: Candidate) -> float | None:
+    return candidate.about.get("fresh", {}).get("score")
+
+
+def of_teacher(scorer: Scorer, table: Tableau, teacher: Teacher, paired: Sequence[int]) -> Iterator[str]:
+    """Whether judges that look at data like the teacher less than the sampler found, on the same report seeds.
+
+    Those that compare with the teacher cannot say. No network is called: the samples are there.
+    """
+    images = teacher(paired)
+    for judge, rows in zip(scorer.judges, scorer.rows(table, len(paired)), strict=True):
+        if "teacher" in judge.name:
+            continue
+        theirs = judge.observe(images, list(paired))
+        gain, error = gained(judge, theirs, rows)
+        if gain > SURE * error:
+            yield (
+                f"{judge.name}: the teacher is at {judge.score(theirs):.3g} and the sampler found at "
+                f"{judge.score(rows):.3g} on the same {len(rows)} seeds ({gain:.2g} ± {error:.1g} less). A better "
+                "teacher (teacher_calls) could be followed, or select by objective='frechet'."
+            )
