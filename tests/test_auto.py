@@ -113,7 +113,7 @@ def test_a_first_lesson_enters_its_times_where_its_solver_competes(given: bool) 
     assert learned is not None
     weights = solvers.get("ddim")(learned.times).tabulate(net.noise)  # other numbers on these times
     learned = replace(learned, schedule=None, tableau=weights, solver="mine (given)" if given else "dpmpp_2m")
-    competition.learn_first(lambda standing: [learned])
+    competition.learn(lambda standing: [learned])
     assert [c.method for c in competition.race.entries] == (["ld3"] if given else ["ld3", "lesson"])
 
 

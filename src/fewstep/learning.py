@@ -43,6 +43,24 @@ ENOUGH = 300
 PARALLEL = {"epd": 2, "epd-1": 1}
 
 
+@dataclass(frozen=True)
+class Turn:
+    """One lesson.
+
+    Attributes:
+        recipe: its name.
+        part: of the optimisation; share, time: of the learning's calls, and of the time of the part.
+        most: starts, at most; worth: updates, at least.
+    """
+
+    recipe: str
+    part: str
+    share: float = 1.0
+    time: float = 1.0
+    most: int = STARTS
+    worth: int = CHECKS
+
+
 @dataclass
 class Lessons:
     """The learning stage of one optimisation.
@@ -52,8 +70,7 @@ class Lessons:
         judge, scorer: of the race.
         offset: of the first selection seed that nobody else takes.
         clock: of the optimisation; a descent ends when the time of its part is over.
-        part: of the optimisation; share: of the learning's calls that may be spent; most: starts.
-        spent: network calls that the lesson may have made; taken: share of all that the first one took.
+        taken: share of the learning's calls that lessons have had; charged: network calls of the pairs made for them.
     """
 
     ground: Setting
@@ -64,55 +81,60 @@ class Lessons:
     scorer: Scorer
     offset: int
     clock: Clock
-    part: str = LEARNING
-    share: float = 1.0
-    most: int = STARTS
-    spent: int = 0
     taken: float = 0.0
+    charged: int = 0
 
     def first(self, standing: list[Candidate]) -> list[Candidate]:
         """A sampler learned early, from the best of few; none where the calls are too few for it to be worth them."""
-        early = replace(self, part=FIRST, share=self.plan.parts.early, most=1)
-        ground, parts = self.ground, replace(self.plan.parts, learned=(self.plan.parts.first,), loss="")
-        lowered = lowered_by(ground.method, parts, ground.loss, ground.model, ground.known)
-        try:
-            found = early._learned(RECIPES[self.plan.parts.first], lowered, standing)
-        except ArgumentError as error:
-            ground.notes.append(f"There was no first lesson: {error}")
-            return []
-        self.taken = early.spent / self.plan.stages["learning"]
-        return found
+        parts = self.plan.parts
+        return self._turn(Turn(parts.first, FIRST, parts.early, parts.early, most=1, worth=WORTH), standing)
 
-    def last(self, standing: list[Candidate]) -> list[Candidate]:
-        """Samplers learned from the best of the standing, with the calls that are left.
+    def last(self, k: int, standing: list[Candidate]) -> list[Candidate]:
+        """Samplers that the method's k-th recipe learns from the best of the standing, in its portion of what is left.
 
         Errors: `ArgumentError` where the method can start from none of them.
         """
-        rest = replace(self, share=1 - self.taken)
-        found: list[Candidate] = []
-        for name in self.plan.parts.learned:
-            try:
-                found += rest._learned(RECIPES[name], self.ground.lowered, standing)
-            except ArgumentError as error:
-                if not self.plan.parts.auto:
-                    raise
-                self.ground.notes.append(f"Nothing was learned by {name}: {error}")
+        parts = self.plan.parts
+        before = math.prod(1 - portion for portion in parts.portions[:k])
+        share, final = parts.portions[k] * (1 - self.taken), k == len(parts.learned) - 1
+        most, worth = (STARTS, CHECKS) if final else (1, WORTH)
+        return self._turn(Turn(parts.learned[k], LEARNING, share, parts.portions[k] * before, most, worth), standing)
+
+    def _turn(self, turn: Turn, standing: list[Candidate]) -> list[Candidate]:
+        ground = self.ground
+        try:
+            return self._learned(turn, self._lowered(turn.recipe), standing)
+        except ArgumentError as error:
+            if not self.plan.parts.auto:
+                raise
+            ground.notes.append(f"Nothing was learned by {turn.recipe} ({turn.part}): {error}")
+            return []
+
+    def _lowered(self, recipe: str) -> LearningObjective:
+        """What a recipe lowers: the method's own loss is that of its last one."""
+        ground, parts = self.ground, self.plan.parts
+        if recipe == parts.learned[-1]:
+            found = ground.lowered
+        else:
+            alone = replace(parts, learned=(recipe,), loss="")
+            found = lowered_by(ground.method, alone, ground.loss, ground.model, ground.known)
+        assert found is not None  # see `Setting.lowered`
         return found
 
-    def _learned(self, recipe: Recipe, lowered: LearningObjective | None, standing: list[Candidate]) -> list[Candidate]:
-        assert lowered is not None  # see `Setting.lowered`
-        recipe = batched(recipe, lowered)
+    def _learned(self, turn: Turn, lowered: LearningObjective, standing: list[Candidate]) -> list[Candidate]:
+        recipe = batched(RECIPES[turn.recipe], lowered)
         starts, refused = starts_of(recipe, standing, self.ground, self.nfe)
         if not starts:
             raise refused or ArgumentError(f"method {recipe.name} found no start among the hand-crafted samplers")
         with self.ledger.stage("learning", self.plan.stages["learning"]) as stage:
-            learner, calls = self._learner()
+            learner, calls, charged = self._learner(turn)
             many = learner.updates(recipe, self.nfe, calls // STARTS) >= min(ENOUGH, recipe.iterations)
-            starts = starts[: self.most if many else 1]
-            updates = self._enough(learner, recipe, calls // len(starts))
-            self.spent = self._calls - calls + len(starts) * learner.cost(recipe, self.nfe, updates)
+            starts = starts[: turn.most if many else 1]
+            updates = self._enough(learner, recipe, calls // len(starts), turn.worth)
+            spent = max(0, charged - self.charged) + len(starts) * learner.cost(recipe, self.nfe, updates)
+            self.taken, self.charged = self.taken + spent / self.plan.stages["learning"], max(self.charged, charged)
             given = self.clock.seconds
-            seconds = given and given * self.clock.lessons[self.part] / len(starts)
+            seconds = given and given * self.clock.lessons[turn.part] * turn.time / len(starts)
             return [
                 self._candidate(
                     origin, solver, learner(start, recipe, lowered, iterations=updates, seconds=seconds), stage
@@ -129,35 +151,30 @@ class Lessons:
         if parts.auto or lowered is None:
             return
         for name in parts.learned:
-            learner, calls = self._learner()
-            self._enough(learner, batched(RECIPES[name], lowered), calls)
+            learner, calls, _ = self._learner(Turn(name, LEARNING))
+            self._enough(learner, batched(RECIPES[name], lowered), calls, CHECKS)
 
-    def _enough(self, learner: Learner, recipe: Recipe, calls: int) -> int:
+    def _enough(self, learner: Learner, recipe: Recipe, calls: int, least: int) -> int:
         """The updates that the calls pay for.
 
         Errors: `ArgumentError` for too few.
         """
         updates = learner.updates(recipe, self.nfe, calls)
-        if updates < (WORTH if self.part == FIRST else CHECKS):
+        if updates < least:
             raise ArgumentError(
                 f"max_calls={self.plan.max_calls} leaves {recipe.name} {updates} updates at {self.nfe} calls per "
                 "sample, too few to learn: give more calls (or minutes), or fewer calibration seeds"
             )
         return updates
 
-    @property
-    def _calls(self) -> int:
-        """Of this lesson, the teacher's included."""
-        return int(self.share * self.plan.stages["learning"])
-
-    def _learner(self) -> tuple[Learner, int]:
-        """The pairs and the judge, and the calls that are left to descents."""
-        ground, calls = self.ground, self._calls
+    def _learner(self, turn: Turn) -> tuple[Learner, int, int]:
+        """The pairs and the judge, the calls that are left to descents, and what all pairs so far cost."""
+        ground, calls = self.ground, int(turn.share * self.plan.stages["learning"])
         teacher, asked = ground.teacher, ground.seeds.calibration
         assert teacher is not None  # see `Setting.require_sources`
         count = int(TEACHING * calls / teacher.cost * 8 / 9)
         few = max(LEAST_PAIRS, min(MOST_PAIRS, count))
-        pairs = CalibrationSeeds(few) if asked is None else asked[:few] if self.part == FIRST else asked
+        pairs = CalibrationSeeds(few) if asked is None else asked[:few] if turn.worth == WORTH else asked
         held = SelectionSeeds(max(8, min(64, len(pairs) // 8)), self.offset)
         one = self.nfe * ground.model.batch_cost
         judged = next(
@@ -179,10 +196,11 @@ class Lessons:
         learner = Learner(
             teacher, pairs, held, score, judged, ground.batch, cache=ground.cache,
             judged_by=named and digest(named, list(self.scorer.seeds[:judged])),
-            progress=ground.progress, late=lambda: self.clock.over(self.part),
+            progress=ground.progress, late=lambda: self.clock.over(turn.part),
             look_at=None if blind else lambda images, seeds: self.judge.score(self.judge.observe(images, seeds)),
         )  # fmt: skip
-        return learner, calls - (len(pairs) + len(held)) * teacher.cost
+        charged = (len(pairs) + len(held)) * teacher.cost
+        return learner, calls - max(0, charged - self.charged), charged
 
     def _candidate(self, origin: str, solver: str, learned: Learned, stage: Stage) -> Candidate:
         stage.backward += learned.backward

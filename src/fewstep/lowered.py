@@ -52,7 +52,7 @@ def lowered_by(
     followed = known is not None and _differentiable(model, known)
     # The features of an analytic problem are its samples themselves.
     set_apart = followed and known is not None and known.nll is None
-    own = (parts.loss if set_apart else "") or RECIPES[parts.learned[0]].loss
+    own = (parts.loss if set_apart else "") or RECIPES[parts.learned[-1]].loss
     name = own if loss == "auto" else loss
     if known is None:
         return objective(name, shape=model.shape)

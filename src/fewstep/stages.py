@@ -105,7 +105,7 @@ class Work:
         competition.begin()
         self._kept(HAND_CRAFTED)
         if p.parts.first:
-            competition.learn_first(lessons.first)
+            competition.learn(lessons.first)
             self._kept(FIRST)
         if ground.klub:
             if ground.gram is None:
@@ -121,7 +121,8 @@ class Work:
         competition.conclude()
         self._kept(RACE)
         if p.parts.learned:
-            competition.learn(lessons.last)
+            for k in range(len(p.parts.learned)):
+                competition.learn(partial(lessons.last, k))
             self._kept(LEARNING)
 
     def _kept(self, part: str) -> None:

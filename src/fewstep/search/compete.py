@@ -127,17 +127,17 @@ class Competition:
                     return
 
     def learn(self, teach: Callable[[list[Candidate]], list[Candidate]]) -> None:
-        """Samplers learned from the best of the standing enter the race, however late it is: they are paid for."""
+        """Samplers learned from the best of the standing enter the race, however late it is: they are paid for.
+
+        The times of a first recipe's also enter as times, for others to go on from.
+        """
+        early = self._part == HAND_CRAFTED
         learned = teach(self._decided())
         with self._stage(LEARNING):
             self.race.enter(learned, len(learned), stage=2)
-
-    def learn_first(self, teach: Callable[[list[Candidate]], list[Candidate]]) -> None:
-        """The same for the first lesson, whose times also enter as times, for others to go on from."""
-        self.learn(teach)
-        with self._stage(LEARNING):
-            for c in [c for c in self.race.entries if c.method == self.parts.first and c.solver in self.by_solver]:
-                self.race.enter(self.by_solver[c.solver].given(c.tableau, LESSON), 1)
+            for c in learned:
+                if c.method == self.parts.first and c.solver in self.by_solver:
+                    self.race.enter(self.by_solver[c.solver].given(c.tableau, LESSON), 1, stage=0 if early else 2)
 
     def conclude(self) -> None:
         """Later rounds; before the last one the neighbours of the best enter, and the surrogate's guesses."""

@@ -28,8 +28,9 @@ class Parts:
         plans: entries that are kept for each kind of planned times.
         evolved: entries that S³ proposes: children of what is in the race, in all their decisions.
         guesses: places that a surrogate of the times proposes.
-        learned: recipes that learn by gradient from the best of all.
-        loss: what these lower; by default what their papers do.
+        learned: recipes that learn by gradient from the best of all, one after the other; portions: of the calls that
+            are then left.
+        loss: what the last of these lowers; by default what its paper does, as the others do.
         first: a recipe that learns from the best of the hand-crafted, before the rest of the race.
         learn, report: parts of the budget for learning, the teacher's pairs included, and for the final figures.
         early: part of the learning that this may take, so that something good is there soon.
@@ -45,6 +46,7 @@ class Parts:
     evolved: int = 0
     guesses: int = 0
     learned: tuple[str, ...] = ()
+    portions: tuple[float, ...] = (1.0,)
     loss: str = ""
     first: str = ""
     learn: float = 0.5
@@ -61,12 +63,12 @@ class Parts:
     @property
     def taught(self) -> int:
         """Learned samplers that enter the race, at most."""
-        return STARTS * len(self.learned) + bool(self.first)
+        return STARTS * (len(self.learned) + bool(self.first))
 
     @property
     def lessons(self) -> tuple[str, ...]:
         """All recipes by which it learns."""
-        return (*([self.first] if self.first else []), *self.learned)
+        return tuple(dict.fromkeys([*([self.first] if self.first else []), *self.learned]))
 
     @property
     def dearer(self) -> int:
@@ -89,7 +91,8 @@ class Parts:
 PARTS: dict[str, Parts] = {
     "auto": Parts(
         60, 24, dmn=2, curve=True, ays=True, plans={"gits": 3, "local_error": 4}, evolved=16, guesses=6,
-        learned=("joint",), loss="faithful", first="ld3", learn=0.42, early=0.2, report=0.1, auto=True,
+        learned=("ld3", "joint"), portions=(0.3, 1.0), loss="faithful", first="ld3", learn=0.42, early=0.2, report=0.1,
+        auto=True,
     ),
     "grids": Parts(36, 24, dmn=2, curve=True, ays=True, guesses=16),
     "ays": Parts(40, 24, ays=True),
