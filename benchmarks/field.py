@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
     judge = inputs.judge_of(model) if a.features is None else judge_of(None, a.features, a.reference, place)
     effort = Effort(
         solver=a.solver, objective=a.objective, minutes=a.minutes, max_calls=a.max_calls, teacher_calls=a.teacher,
-        calibration=a.calibration, images=tuple(a.selection), batch=a.batch,
+        calibration=a.calibration, images=tuple(a.selection), batch=a.batch, loss=a.loss,
     )  # fmt: skip
     settings = FieldSettings(a.methods, a.nfe, a.seeds, effort, a.images, a.neighbours)
     data = None if a.data is None else clean_images(a.data, model, a.clean)
@@ -84,6 +84,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--max-calls", type=int, help="network calls for each search; default: each method's own")
     one.add_argument("--solver", default="auto", help="of searches that take one; auto: several compete")
     one.add_argument("--objective", default="auto", help="what selects: auto, faithful, matched, frechet or teacher")
+    one.add_argument("--loss", default="auto", help="what methods that learn lower, e.g. l2, lpips; auto: their own")
     one.add_argument(
         "--selection", nargs="+", type=int, default=list(IMAGES), help="images of S3's evaluations, rising"
     )

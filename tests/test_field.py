@@ -377,6 +377,10 @@ def test_a_larger_budget_is_shown_beside_the_smaller_one(whole: FieldTable, tmp_
     (line,) = [line for line in page.lines("excess", earlier=True) if line.label == "dmn"]
     assert [p.cost for p in line.points] == [before.calls, shown.calls]
     assert Effort(minutes=2, max_calls=9000).words.endswith("budget 2 minutes or 9,000 network calls")
+    asked, own = Effort(loss="l1"), Effort()
+    for name, learns in (("ld3", True), ("auto", True), ("gits", False), ("s3", False)):
+        method = Method.parsed(name)
+        assert (asked.spent(method) != own.spent(method)) == learns and (asked.lowered(method) == "l1") == learns
 
 
 def test_repetitions_are_averaged_with_the_larger_error() -> None:

@@ -20,10 +20,15 @@ from fewstep.metrics import Statistics
 from fewstep.models import Judge
 from fewstep.noise import EDM
 from fewstep.optimizing import optimize
-from fewstep.randomness import CalibrationSeeds, unit_noise
+from fewstep.randomness import CalibrationSeeds, ReportSeeds, unit_noise
+from fewstep.remarks import of_teacher
+from fewstep.search.cache import Cache
 from fewstep.search.gradient.recipes import RECIPES
+from fewstep.search.judges import ImageJudge, PairedJudge
+from fewstep.search.objective import Scorer
 from fewstep.search.parts import PARTS
 from fewstep.search.plan import default_calls, plan
+from fewstep.search.teacher import Teacher, no_condition
 from fewstep.tableau import Tableau
 
 NOISE = EDM()
@@ -178,3 +183,14 @@ def test_features_without_a_gradient_are_not_followed() -> None:
         lowered_by("times", PARTS["times"], "auto", net, judged()),
     )
     assert [one.name for one in lowered if one is not None] == ["l2", "L2 in moments"]
+
+
+def test_a_teacher_that_is_worse_than_what_was_found_is_said() -> None:
+    """By a judge that looks at data; those that compare with the teacher cannot say."""
+    net = mixture()
+    good, poor = (solvers.ddim(times.karras(NOISE, steps)).tabulate(NOISE) for steps in (24, 2))
+    judges = [ImageJudge(off_the_modes), PairedJudge(teacher := Teacher(net, poor), ReportSeeds(200))]
+    scorer = Scorer(net, judges, ReportSeeds(200), condition=no_condition, cache=Cache(None))
+    (note,) = of_teacher(scorer, good, teacher, list(ReportSeeds(200)))
+    assert "the teacher is at" in note and note.startswith(judges[0].name)
+    assert not list(of_teacher(scorer, poor, Teacher(net, good), list(ReportSeeds(200))))

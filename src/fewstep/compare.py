@@ -30,7 +30,9 @@ from fewstep.progress import Event, Report, silent
 from fewstep.randomness import ReportSeeds
 from fewstep.results import Results
 from fewstep.sampling import sample
+from fewstep.search.dmn import dmn_times
 from fewstep.search.teacher import CALLS, CHUNK, Teacher, reference_schedule
+from fewstep.times.ends import End
 
 if TYPE_CHECKING:
     from fewstep.denoiser import Denoiser
@@ -105,6 +107,16 @@ def cell(noise: NoiseSchedule, solver: str, grid: str, nfe: int, **options: Any)
     if tableau.nfe != nfe:
         return Cell(solver, grid, nfe, reason=f"{solver} makes {tableau.nfe} calls here")
     return Cell(solver, grid, nfe, tableau)
+
+
+def dmn_cell(noise: NoiseSchedule, solver: str, nfe: int, end: End = "zero") -> Cell:
+    """A named solver on DMN's times as its authors lay them for pixels (p = 1); no network is called."""
+    steps = solvers.calls(solver, nfe, to_zero=end == "zero")
+    if steps is None or steps < 2:
+        return Cell(solver, "dmn", nfe, reason=f"{solver} cannot make {nfe} calls on DMN's times")
+    table = solvers.get(solver)(dmn_times(noise, steps, p=1.0, end=end)).tabulate(noise)
+    reason = "" if table.nfe == nfe else f"{solver} makes {table.nfe} calls here"
+    return Cell(solver, "dmn", nfe, None if reason else table, reason)
 
 
 def cells(noise: NoiseSchedule, nfes: Sequence[int], names: Sequence[str], grids: Sequence[str]) -> list[Cell]:

@@ -65,6 +65,7 @@ def cifar10_table(
         list[str] | None,
         typer.Option(help="Images of S³'s evaluations: few first, more for the best.", show_default="64,256"),
     ] = None,
+    loss: Annotated[str, typer.Option(help="What methods that learn lower, e.g. lpips; auto: their own.")] = "auto",
     minutes: Annotated[float | None, typer.Option(help="Time for each search.")] = None,
     max_calls: Annotated[
         int | None, typer.Option(help="Network calls for each search.", show_default="each method's own")
@@ -95,7 +96,7 @@ def cifar10_table(
         tuple(flat(methods)) or ("all",), whole_numbers(nfe, "--nfe") or NFES, seeds_of(seeds),
         Effort(
             solver, minutes=minutes, max_calls=max_calls, teacher_calls=teacher_calls, batch=batch_size,
-            images=whole_numbers(selection, "--selection") or IMAGES,
+            images=whole_numbers(selection, "--selection") or IMAGES, loss=loss,
         ), images, neighbours,
     )  # fmt: skip
     place = device or shared.device_of()

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fewstep import compare, searching, solvers, times
-from fewstep.compare import Cell
 from fewstep.errors import ArgumentError
 from fewstep.inputs import condition_of
 from fewstep.judging import checked_objective, taught
@@ -24,7 +23,6 @@ from fewstep.optimizing import optimize
 from fewstep.progress import Report, silent
 from fewstep.randomness import CalibrationSeeds, ReportSeeds, SelectionSeeds
 from fewstep.search.clock import TIME_SHARE
-from fewstep.search.dmn import dmn_times
 from fewstep.search.gradient.recipes import RECIPES
 from fewstep.search.ledger import speed
 from fewstep.search.parts import METHODS, PLANNED
@@ -138,6 +136,7 @@ class Effort:
         images: of S³'s evaluations: few first, more for the best.
         proposer: of S³.
         batch: images at a time.
+        loss: what methods that learn by gradient lower; `auto` is each method's own.
     """
 
     solver: str = "auto"
@@ -149,18 +148,24 @@ class Effort:
     images: Sequence[int] = IMAGES
     proposer: str = "s3"
     batch: int = 250
+    loss: str = "auto"
 
     @property
     def words(self) -> str:
         """For captions; samplers that were searched alike have the same."""
         parts = [f"{self.minutes:g} minutes"] if self.minutes else []
         parts += [f"{self.max_calls:,} network calls"] if self.max_calls else []
+        loss = "" if self.loss == "auto" else f"loss {self.loss}, "
         budget = " or ".join(parts) or "each method's own"
-        return f"solver {self.solver}, selected by {self.objective}, budget {budget}"
+        return f"solver {self.solver}, {loss}selected by {self.objective}, budget {budget}"
+
+    def lowered(self, method: Method) -> str:
+        """What a method lowers; `auto` where it does not learn by gradient."""
+        return self.loss if method.kind in ("gradient", "auto") else "auto"
 
     def calls(self, method: Method, nfe: int) -> int:
         """Network calls of one search, where minutes do not say less."""
-        return self.max_calls or default_calls(nfe, learned=method.kind == "gradient")
+        return self.max_calls or default_calls(nfe, learned=method.kind in ("gradient", "auto"))
 
     def learned_from(self, method: Method, nfe: int, seed: int) -> CalibrationSeeds:
         """The calibration seeds of a repetition."""
@@ -172,6 +177,7 @@ class Effort:
         if method.kind == HAND:
             return []
         own = [self.proposer, list(self.images)] if method.kind == S3 else [method.solver or self.solver]
+        own += [self.lowered(method)] if self.lowered(method) != "auto" else []
         return [*own, self.objective, self.minutes, self.max_calls, self.teacher_calls, self.calibration]
 
 
@@ -224,7 +230,7 @@ class Maker:
     def _hand(self, method: Method, nfe: int) -> Made:
         noise, (grid, options) = self.model.noise, GRIDS.get(method.times, (method.times, {}))
         if grid == DMN_GRID:
-            cell = _on_dmn(self.model, method, nfe)
+            cell = compare.dmn_cell(noise, method.solver, nfe, "min" if method.end == "min" else "zero")
         else:
             cell = compare.cell(noise, method.solver, grid, nfe, end=method.end, **options)
         if cell.tableau is None:
@@ -236,7 +242,7 @@ class Maker:
         found = optimize(
             self.model, nfe, method.name.partition(":")[0], solver=method.solver or effort.solver,
             minutes=effort.minutes, max_calls=effort.max_calls, objective=effort.objective, judge=self.judge,
-            data=None if self.data is None else self.data.samples,
+            data=None if self.data is None else self.data.samples, loss=effort.lowered(method),
             data_condition=None if self.data is None else self.data.condition,
             calibration=effort.learned_from(method, nfe, seed),
             selection=SelectionSeeds(2 * LAST * MOST_IMAGES, seed * STRIDE),
@@ -286,14 +292,3 @@ class Maker:
                 "more calls, or fewer images"
             )
         return trials
-
-
-def _on_dmn(model: Denoiser, method: Method, nfe: int) -> Cell:
-    end = "min" if method.end == "min" else "zero"
-    steps = solvers.calls(method.solver, nfe, to_zero=end == "zero")
-    if steps is None or steps < 2:
-        return Cell(method.solver, DMN_GRID, nfe, reason=f"{method.solver} cannot make {nfe} calls on DMN's times")
-    grid = dmn_times(model.noise, steps, p=1.0, end=end)
-    table = solvers.get(method.solver)(grid).tabulate(model.noise)
-    reason = "" if table.nfe == nfe else f"{method.solver} makes {table.nfe} calls here"
-    return Cell(method.solver, DMN_GRID, nfe, None if reason else table, reason)
