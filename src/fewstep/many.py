@@ -223,7 +223,8 @@ class _Run:
         levels = LEVELS if ground.klub and ground.gram is None else 0
         sample = ground.teacher_calls * cost if unmade else 0
         most = 4096 if ground.data is None else len(ground.data.samples)
-        paths = walked(max_calls or max(alone.values()), levels * cost, sample, ground.klub, most, ground.seeds.paths)
+        calls = ground.parts.looks * (max_calls or max(alone.values()))
+        paths = walked(calls, levels * cost, sample, ground.klub, most, ground.seeds.paths)
         runs, stepped = trajectories(
             max_calls or max(alone.values()), ground.parts, ground.teacher_calls * cost, ground.most_steps, cost,
             ground.seeds.paths, ground.planner is not None,

@@ -30,7 +30,7 @@ from fewstep.search.select import Candidate, finite
 from fewstep.setting import Setting
 from fewstep.tableau import Tableau
 
-FEWEST = 40
+FEWEST = {"frechet": 40, "faithful": 24, "matched": 24}
 """Images of the first round that a distance between distributions should have; fewer say little about one."""
 
 
@@ -196,7 +196,7 @@ class Work:
             table=table,
             walked_already=walked,
             checked=checked,
-            fewest=FEWEST if ground.objective == "frechet" else 0,
+            fewest=FEWEST.get(str(ground.objective), 0),
         )
         parts = ground.parts_for(max(source.steps for source in self.sources))
         try:

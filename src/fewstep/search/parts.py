@@ -32,6 +32,7 @@ class Parts:
             are then left.
         loss: what the last of these lowers; by default what its paper does, as the others do.
         first: a recipe that learns from the best of the hand-crafted, before the rest of the race.
+        looks: of the usual shares for noising paths and trajectories, so much.
         learn, report: parts of the budget for learning, the teacher's pairs included, and for the final figures.
         early: part of the learning that this may take, so that something good is there soon.
         auto: whether a part that this network or budget cannot have is left out, instead of being refused.
@@ -49,6 +50,7 @@ class Parts:
     portions: tuple[float, ...] = (1.0,)
     loss: str = ""
     first: str = ""
+    looks: float = 1.0
     learn: float = 0.5
     report: float = 0.28
     early: float = 0.0
@@ -90,9 +92,9 @@ class Parts:
 
 PARTS: dict[str, Parts] = {
     "auto": Parts(
-        60, 24, dmn=2, curve=True, ays=True, plans={"gits": 3, "local_error": 4}, evolved=16, guesses=6,
-        learned=("ld3", "joint"), portions=(0.3, 1.0), loss="faithful", first="ld3", learn=0.42, early=0.2, report=0.1,
-        auto=True,
+        60, 60, dmn=2, curve=True, ays=True, plans={"gits": 3, "local_error": 4}, evolved=16, guesses=6,
+        learned=("ld3", "joint"), portions=(0.3, 1.0), loss="faithful", first="ld3", looks=0.6, learn=0.48, early=0.2,
+        report=0.1, auto=True,
     ),
     "grids": Parts(36, 24, dmn=2, curve=True, ays=True, guesses=16),
     "ays": Parts(40, 24, ays=True),

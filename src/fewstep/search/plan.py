@@ -135,7 +135,7 @@ def plan(
     shown = report or _between(parts.report * whole / (2 * one), LEAST, 5000)
     pairs = min(shown, _between(PAIRED * whole / taught_one, 8, 256)) if teacher else 0
     levels = levels if klub and table else 0
-    walks = walked(whole, levels * batch_cost, taught_one if made else 0, klub, most_paths, paths)
+    walks = walked(parts.looks * whole, levels * batch_cost, taught_one if made else 0, klub, most_paths, paths)
     runs, stepped = trajectories(whole, parts, taught_one, nfe, batch_cost, paths, walked_already)
     stages = {
         "probe": batch_cost,  # one question, by which a cache recognises the network
@@ -151,8 +151,9 @@ def plan(
         stages["learning"] = int(parts.learn * whole)
     rest = max_calls - sum(stages.values())
     entries = parts.entries + 6 * (solvers - 1)
+    least = parts.least + (6 * (solvers - 1) if parts.auto else 0)
     shape = _Shape(one, taught_one if taught else 0, entries, parts.guesses, parts.finalists, parts.taught, parts.auto)
-    counts, rooms, guesses, fresh = shape.fill(rest, selection, fewest, parts.least)
+    counts, rooms, guesses, fresh = shape.fill(rest, selection, fewest, least)
     if rooms[0] < 8:
         why = ", or give data=, which the teacher has to make otherwise" if made else ""
         enough = _enough(nfe, batch_cost, teacher, klub, made, taught) * parts.dearer
@@ -185,12 +186,12 @@ def trajectories(
     """
     if not parts.plans or there or not per_path:
         return 0, 0
-    runs = asked or _between(PATHS * calls / per_path, 8, 256)
+    runs = asked or _between(parts.looks * PATHS * calls / per_path, 8, 256)
     one = 2 * oss_calls(per_path // batch_cost + 1, n_max) * batch_cost
     return runs, min(runs, _between(STEPPED * calls / max(1, one), 2, 64)) if "oss" in parts.plans else 0
 
 
-def walked(calls: int, per_path: int, per_sample: int, klub: bool, most: int, asked: int | None) -> int:
+def walked(calls: float, per_path: int, per_sample: int, klub: bool, most: int, asked: int | None) -> int:
     """How many clean samples the budget can use: noising paths of the KLUB table, or images to start and compare with.
 
     Args:
