@@ -97,8 +97,8 @@ class Lessons:
         parts = self.plan.parts
         before = math.prod(1 - portion for portion in parts.portions[:k])
         share, final = parts.portions[k] * (1 - self.taken), k == len(parts.learned) - 1
-        most, worth = (STARTS, CHECKS) if final else (1, WORTH)
-        return self._turn(Turn(parts.learned[k], LEARNING, share, parts.portions[k] * before, most, worth), standing)
+        worth = CHECKS if final else WORTH
+        return self._turn(Turn(parts.learned[k], LEARNING, share, parts.portions[k] * before, worth=worth), standing)
 
     def _turn(self, turn: Turn, standing: list[Candidate]) -> list[Candidate]:
         ground = self.ground
