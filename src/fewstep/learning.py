@@ -48,8 +48,8 @@ class Turn:
     """One lesson.
 
     Attributes:
-        recipe: its name.
-        part: of the optimisation; share, time: of the learning's calls, and of the time of the part.
+        recipe: its name; part: of the optimisation.
+        share, time: of all the learning's calls, and of the time of the part.
         most: starts, at most; worth: updates, at least.
     """
 
@@ -87,7 +87,7 @@ class Lessons:
     def first(self, standing: list[Candidate]) -> list[Candidate]:
         """A sampler learned early, from the best of few; none where the calls are too few for it to be worth them."""
         parts = self.plan.parts
-        return self._turn(Turn(parts.first, FIRST, parts.early, parts.early, most=1, worth=WORTH), standing)
+        return self._turn(Turn(parts.first, FIRST, parts.early, most=1, worth=WORTH), standing)
 
     def last(self, k: int, standing: list[Candidate]) -> list[Candidate]:
         """Samplers that the method's k-th recipe learns from the best of the standing, in its portion of what is left.
@@ -96,9 +96,9 @@ class Lessons:
         """
         parts = self.plan.parts
         before = math.prod(1 - portion for portion in parts.portions[:k])
-        share, final = parts.portions[k] * (1 - self.taken), k == len(parts.learned) - 1
-        worth = CHECKS if final else WORTH
-        return self._turn(Turn(parts.learned[k], LEARNING, share, parts.portions[k] * before, worth=worth), standing)
+        share, time = parts.portions[k] * (1 - self.taken), parts.portions[k] * before
+        worth = CHECKS if k == len(parts.learned) - 1 else WORTH
+        return self._turn(Turn(parts.learned[k], LEARNING, share, time, worth=worth), standing)
 
     def _turn(self, turn: Turn, standing: list[Candidate]) -> list[Candidate]:
         ground = self.ground
