@@ -45,6 +45,7 @@ from fewstep.tableau import Tableau
 
 EXACT = 1000
 SHORT = {
+    "sliced Wasserstein distance to the teacher's end points of the same seeds": "matched",
     "faithful, Fréchet distance to the teacher's end points of the same seeds": "faithful",
     "Fréchet distance to the teacher's end points of the same seeds": "matched",
     "RMS distance to the teacher": "RMS",
@@ -87,7 +88,7 @@ class Bench:
         self.paired = ReportSeeds(min(args.report, args.paired))
         self.finals: dict[str, tuple[Scorer, dict[str, Any]]] = {}
         featured = self.known is not None and self.known.nll is None
-        self.shown = ("matched", "faithful") if featured else ()
+        self.shown = ("matched", "faithful") if featured else ("matched",)
 
     def scorer(self, kind: str) -> Scorer:
         judge = selection_judge(kind, self.known, self.teacher, self.selection)
@@ -115,8 +116,7 @@ class Bench:
     def taught(self, table: Tableau, pairs: int) -> dict[str, Any]:
         """Figures on seeds that were learned from: as many as the teacher makes of the report's."""
         seeds = CalibrationSeeds(min(pairs, len(self.paired)))
-        kinds = self.shown or ("matched",)
-        judges = [selection_judge(k, self.known, self.teacher, seeds) for k in kinds]
+        judges = [selection_judge(k, self.known, self.teacher, seeds) for k in self.shown]
         return self._scorer([*judges, PairedJudge(self.teacher, seeds)], seeds).figures(table, len(seeds))
 
     def _scorer(self, judges: list[Any], seeds: Sequence[int]) -> Scorer:
