@@ -51,6 +51,8 @@ SHORT = {
     "RMS distance to the teacher": "RMS",
 }
 """Names of figures in the table."""
+NONE: dict[str, Any] = {"before": {}, "after": {}}
+"""Of rows that were made before their seeds were looked at."""
 
 
 @dataclass(frozen=True)
@@ -196,9 +198,9 @@ def page(records: Sequence[dict[str, Any]]) -> str:
     for nfe, solver, start in starts:
         rows = [r for r in records if (r["nfe"], r["solver"], r["start"]) == (nfe, solver, start)]
         label = f"{solver} on {start.partition(':')[2]}"
-        lines.append([str(nfe), label, "–", "–", "–", *told(rows[0]["before"], rows[0]["taught"]["before"])])
+        lines.append([str(nfe), label, "–", "–", "–", *told(rows[0]["before"], rows[0].get("taught", NONE)["before"])])
         for r in rows:
-            lines.append([str(nfe), label, r["method"], r["loss"], r["judge"], *told(r["after"], r["taught"]["after"])])
+            lines.append([str(nfe), label, r["method"], r["loss"], r["judge"], *told(r["after"], r.get("taught", NONE)["after"])])
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
