@@ -200,7 +200,8 @@ def page(records: Sequence[dict[str, Any]]) -> str:
         label = f"{solver} on {start.partition(':')[2]}"
         lines.append([str(nfe), label, "–", "–", "–", *told(rows[0]["before"], rows[0].get("taught", NONE)["before"])])
         for r in rows:
-            lines.append([str(nfe), label, r["method"], r["loss"], r["judge"], *told(r["after"], r.get("taught", NONE)["after"])])
+            figures = told(r["after"], r.get("taught", NONE)["after"])
+            lines.append([str(nfe), label, r["method"], r["loss"], r["judge"], *figures])
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
