@@ -30,8 +30,10 @@ from fewstep.search.select import Candidate, finite
 from fewstep.setting import Setting
 from fewstep.tableau import Tableau
 
-FEWEST = {"frechet": 40, "faithful": 24, "matched": 24}
-"""Images of the first round that a distance between distributions should have; fewer say little about one."""
+FEWEST, MATCHED = 40, 24
+"""Images of the first round that a distance between distributions should have; fewer say little about one. The second
+is for `auto` where the teacher is compared with: it has so many parts that their best are near to one another.
+"""
 
 
 @dataclass
@@ -196,7 +198,7 @@ class Work:
             table=table,
             walked_already=walked,
             checked=checked,
-            fewest=FEWEST.get(str(ground.objective), 0),
+            fewest=FEWEST if ground.objective == "frechet" else MATCHED if ground.parts.auto else 0,
         )
         parts = ground.parts_for(max(source.steps for source in self.sources))
         try:
