@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from fewstep.lowered import followed
+from fewstep.search.judges import MatchedJudge, PairedJudge
 from fewstep.search.objective import Scorer, gained
 from fewstep.search.parts import HAND, PARTS
 from fewstep.search.plan import Plan
@@ -41,11 +42,10 @@ def left_out(ground: Setting, plan: Plan) -> Iterator[str]:
 
 def why(entries: Sequence[Candidate], winner: Candidate, samples: int) -> str:
     """Who met in the finals, the best first, and with which scores."""
-    met = sorted((c for c in entries if _fresh(c) is not None), key=lambda c: _fresh(c) or 0.0)
-    told = [f"{_fresh(c):.4g} {c.solver}, {c.origin}" for c in met if c is not winner][:3]
-    hand = next((c for c in met if c.method == HAND), None)
-    if hand is not None and hand is not winner and hand not in [c for c in met if c is not winner][:3]:
-        told.append(f"{_fresh(hand):.4g} {hand.solver}, {hand.origin} (the best hand-crafted)")
+    others = sorted((c for c in entries if c is not winner and _fresh(c) is not None), key=lambda c: _fresh(c) or 0.0)
+    hand = [c for c in others[3:] if c.method == HAND][:1]
+    told = [f"{_fresh(c):.4g} {c.solver}, {c.origin}" for c in others[:3]]
+    told += [f"{_fresh(c):.4g} {c.solver}, {c.origin} (the best hand-crafted)" for c in hand]
     own = _fresh(winner)
     return f"Chosen on {samples} fresh samples, {own if own is None else f'{own:.4g}'}; behind it: {'; '.join(told)}."
 
@@ -59,15 +59,14 @@ def of_teacher(scorer: Scorer, table: Tableau, teacher: Teacher, paired: Sequenc
 
     Those that compare with the teacher cannot say. No network is called: the samples are there.
     """
-    images = teacher(paired)
-    for judge, rows in zip(scorer.judges, scorer.rows(table, len(paired)), strict=True):
-        if "teacher" in judge.name:
+    seen = scorer.seen(teacher(paired), list(paired))
+    for judge, theirs, rows in zip(scorer.judges, seen, scorer.rows(table, len(paired)), strict=True):
+        if isinstance(judge, PairedJudge | MatchedJudge):
             continue
-        theirs = judge.observe(images, list(paired))
         gain, error = gained(judge, theirs, rows)
         if gain > SURE * error:
             yield (
                 f"{judge.name}: the teacher is at {judge.score(theirs):.3g} and the sampler found at "
                 f"{judge.score(rows):.3g} on the same {len(rows)} seeds ({gain:.2g} ± {error:.1g} less). A better "
-                "teacher (teacher_calls) could be followed, or select by objective='frechet'."
+                "teacher (teacher_calls) could be followed, or none: objective='frechet'."
             )

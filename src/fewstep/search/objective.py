@@ -124,15 +124,18 @@ class Scorer:
             )
         return self._stores[key]
 
+    def seen(self, images: Tensor, seeds: list[int]) -> list[Tensor]:
+        """What each judge keeps of the samples, which it sees in parts where features do not fit in memory."""
+        look = lambda lo, hi: [judge.observe(images[lo:hi], seeds[lo:hi]) for judge in self.judges]  # noqa: E731
+        parts = [part for _, _, part in in_batches(look, len(seeds), self.batch_size, seeds)]
+        return [torch.cat(rows) for rows in zip(*parts, strict=True)]
+
     def _run(self, tableau: Tableau, seeds: list[int]) -> Tensor:
         images = sample(
             self.denoiser, tableau, seeds=seeds, init=None if self._init is None else self._init(seeds),
             condition=self.condition(seeds), batch_size=self.batch_size,
         )  # fmt: skip
-        # Features may need more memory than the samples did.
-        seen = lambda lo, hi: [judge.observe(images[lo:hi], seeds[lo:hi]) for judge in self.judges]  # noqa: E731
-        looks = [part for _, _, part in in_batches(seen, len(seeds), seeds=seeds)]
-        parts = [torch.cat(rows) for rows in zip(*looks, strict=True)]
+        parts = self.seen(images, seeds)
         # The widths travel with the rows, so that a row read from a file can be cut up again.
         widths = torch.tensor([[part.shape[1] for part in parts]], dtype=torch.float64, device="cpu").expand(
             len(seeds), -1

@@ -151,9 +151,10 @@ class Learner:
         slope = Slope(
             self.teacher.denoiser, batch_size=self.batch_size, checkpoint=bool(self.checkpoint), autocast=self.autocast
         )
+        init = self.teacher.init and self.teacher.init(self.calibration)
         name = "learned-" + digest(
             self.teacher.identity, self.judged_by, begun.digest, known.identity, objective.name, _tensors(objective),
-            list(self.calibration), self.teacher.condition(self.calibration), first, iterations, seconds, seed,
+            list(self.calibration), self.teacher.condition(self.calibration), init, first, iterations, seconds, seed,
             str(self.autocast),
         )  # fmt: skip
         fit = Fit(
