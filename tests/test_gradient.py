@@ -573,6 +573,17 @@ def test_an_undone_step_leaves_the_point_before_it() -> None:
     assert torch.equal(seen[4], seen[2]) and not torch.equal(seen[3], seen[2])
 
 
+def test_an_undone_step_leaves_the_average_before_it_too() -> None:
+    recipe = replace(SMALL, ema=0.9, patience=99)
+    run = fit(Sometimes({3}), SPACES["times"](start("times")), iterations=5, recipe=recipe)
+    run._update()
+    first = {n: v.clone() for n, v in run.average.items()}
+    run._update()
+    assert not all(torch.equal(run.average[n], first[n]) for n in first)
+    run._update()  # the third loss is no number: the second step is what led there
+    assert all(torch.equal(run.average[n], first[n]) for n in first)
+
+
 def test_a_network_that_fails_is_no_matter_of_rates() -> None:
     def broken(x: Tensor, t: Any, condition: Any = None) -> Tensor:
         return x * math.nan
