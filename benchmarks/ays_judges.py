@@ -1,18 +1,19 @@
 """Which judge should stop the descent of Align Your Steps: `python -m benchmarks.ays_judges draw|study`.
 
-    draw     samples of DPM-Solver++(2M) at 5, 6 and 10 steps on every hand-crafted grid, on rescaled entropic times and
-             on grids from the ways down, the same seeds for all, and the teacher's end points of these seeds
+    draw     samples of a solver at some numbers of steps on every hand-crafted grid, on rescaled entropic times and on
+             grids from the ways down, the same seeds for all, and two teachers' end points of these seeds
     study    many times: each judge chooses on some of the images, and the choice is scored on others
 
 A judge is compared by what its choice scores, not by its own scores. `draw` keeps what judges look at (features,
 pixels projected to 256 directions) of each candidate in blocks, all candidates of a block before the next, so it can be
-stopped at any time; `study` takes the blocks that are complete and writes benchmarks/results/ays/judging.json, from
-which `python -m benchmarks.ays report` makes its section.
+stopped at any time; `study` takes the blocks that are complete and writes benchmarks/results/ays/judging-SOLVER.json,
+from which `python -m benchmarks.ays report` makes its section.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import os
@@ -38,18 +39,19 @@ from fewstep.search.ays import descents
 from fewstep.search.judges import projection
 from fewstep.search.methods import POWERS
 from fewstep.search.relatives import rescaled_entropic
-from fewstep.search.teacher import reference_schedule
+from fewstep.search.teacher import reference_schedule, stochastic_reference
 from fewstep.tableau import Tableau
 
 DRAWN = ays.RUNS / "ays-judges"
-RESULT = ays.RESULTS / "judging.json"
-SOLVER, NFES = "dpmpp_2m", (5, 6, 10)
+NFES = {"dpmpp_2m": (5, 6, 10), "sde_dpmpp_2m": (5, 10)}
+"""Solvers, and their numbers of steps."""
 STARTS = ("karras", "logsnr", "vp_uniform", "quadratic", "cosine", "cosine_logsnr", "flow_shift", "rescaled entropic")
 SWEEPS = (1, 2, 4)
 """Later ones are past the optimum."""
 BLOCK, OFFSET = 250, 60_000_000
 """Images of a block; the seeds are away from all others here."""
-TEACHER = "teacher"
+TEACHER, SDE = "teacher", "sde teacher"
+"""The deterministic one, and one that follows the Brownian motion of the candidates."""
 CHOOSING, DRAWS = (64, 256), 60
 """Images that a judge chooses on, and how often."""
 
@@ -58,10 +60,10 @@ Rows = dict[str, Tensor]
 
 
 # --------------------------------------------------------------------------------------------------------------- draw
-def candidates(work: AysTable, nfe: int) -> dict[str, Tableau]:
+def candidates(work: AysTable, solver: str, nfe: int) -> dict[str, Tableau]:
     """The grids that judges choose from."""
     noise, gram = work.model.noise, work.chooser.gram
-    grids = work.chooser.hand_crafted(SOLVER, nfe)
+    grids = work.chooser.hand_crafted(solver, nfe)
     for power in POWERS:
         name = "rescaled entropic" if power == 1 else f"rescaled entropic, power {power:g}"
         grids[name] = rescaled_entropic(gram, noise, nfe, power=power)
@@ -69,19 +71,26 @@ def candidates(work: AysTable, nfe: int) -> dict[str, Tableau]:
         for k in SWEEPS:
             if k < len(way.snapshots):
                 grids[way.snapshots[k].origin] = way.snapshots[k].times
-    return {name: work.chooser.tableau(SOLVER, grid) for name, grid in grids.items()}
+    return {name: work.chooser.tableau(solver, grid) for name, grid in grids.items()}
 
 
-def path_of(nfe: int, block: int, tableau: Tableau) -> Path:
+def folder_of(solver: str, nfe: int) -> Path:
+    """Where the candidates' rows lie."""
+    return DRAWN / solver / f"{nfe}"
+
+
+def path_of(folder: Path, block: int, tableau: Tableau) -> Path:
     """Where a candidate's rows of a block lie."""
-    return DRAWN / f"{nfe}" / f"{block}-{tableau.digest[:16]}.safetensors"
+    return folder / f"{block}-{tableau.digest[:16]}.safetensors"
 
 
 @torch.no_grad()
 def observed(model: Denoiser, tableau: Tableau, block: int) -> Rows:
     """What judges look at, of one block of samples."""
     seeds = SelectionSeeds(BLOCK, OFFSET + BLOCK * block)
-    images = sample(model, tableau, seeds=seeds, condition=models.default_condition(model, seeds), batch_size=BLOCK)
+    images = sample(
+        model, tableau, seeds=seeds, condition=models.default_condition(model, seeds), batch_size=BLOCK, brownian=True
+    )
     flat = images.flatten(1).double().cpu()
     turn = projection(flat.shape[1])
     return {
@@ -90,40 +99,48 @@ def observed(model: Denoiser, tableau: Tableau, block: int) -> Rows:
     }
 
 
+def taught(work: AysTable) -> dict[str, Tableau]:
+    """The teachers."""
+    noise = work.model.noise
+    sde = stochastic_reference("sde_dpmpp_2m", noise)
+    return {TEACHER: reference_schedule(noise).tabulate(noise), SDE: sde.tabulate(noise)}
+
+
 def draw(arguments: argparse.Namespace) -> None:
     """All blocks."""
     work = ays.table_of(arguments)
-    teacher = reference_schedule(work.model.noise).tabulate(work.model.noise)
-    for block in range(arguments.blocks):
-        for nfe in NFES:
-            tables = {TEACHER: teacher} | candidates(work, nfe)
-            for name, tableau in tables.items():
-                path = path_of(0 if name == TEACHER else nfe, block, tableau)
-                if not path.exists():
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    save_file(observed(work.model, tableau, block), path.with_suffix(".part"))
-                    os.replace(path.with_suffix(".part"), path)
-            names = {tableau.digest[:16]: name for name, tableau in tables.items() if name != TEACHER}
-            atomic_write_text(DRAWN / f"{nfe}" / "names.json", json.dumps(names, indent=1))
-            print(f"block {block}, {nfe} steps: {len(tables)} candidates", flush=True)
+    teachers = taught(work)
+    for block, nfe in itertools.product(range(arguments.blocks), arguments.nfe or NFES[arguments.solver]):
+        tables = candidates(work, arguments.solver, nfe)
+        folder = folder_of(arguments.solver, nfe)
+        for name, tableau in (teachers | tables).items():
+            path = path_of(DRAWN / name if name in teachers else folder, block, tableau)
+            if not path.exists():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                save_file(observed(work.model, tableau, block), path.with_suffix(".part"))
+                os.replace(path.with_suffix(".part"), path)
+        names = {tableau.digest[:16]: name for name, tableau in tables.items()}
+        atomic_write_text(folder / "names.json", json.dumps(names, indent=1))
+        print(f"block {block}, {nfe} steps: {len(tables)} candidates", flush=True)
 
 
-def drawn(nfe: int, least: int = 1) -> tuple[dict[str, Rows], Rows]:
-    """Rows of all candidates and of the teacher, from the blocks that are complete."""
-    names = json.loads((DRAWN / f"{nfe}" / "names.json").read_text())
-    teacher = sorted((DRAWN / "0").glob("*.safetensors"), key=lambda p: int(p.name.split("-")[0]))
-    digest = teacher[0].stem.split("-")[1]
+def drawn(solver: str, nfe: int, least: int = 1) -> tuple[dict[str, Rows], Rows]:
+    """Rows of all candidates and of the teachers, from the blocks that are complete."""
+    folder = folder_of(solver, nfe)
+    names = json.loads((folder / "names.json").read_text())
     blocks = 0
-    while all((DRAWN / f"{nfe}" / f"{blocks}-{key}.safetensors").exists() for key in names):
+    while all((folder / f"{blocks}-{key}.safetensors").exists() for key in names):
         blocks += 1
     if blocks < least:
-        raise SystemExit(f"{blocks} complete blocks at {nfe} steps: run draw first")
+        raise SystemExit(f"{blocks} complete blocks of {solver} at {nfe} steps: run draw first")
 
-    def joined(folder: int, key: str) -> Rows:
-        parts = [load_file(DRAWN / f"{folder}" / f"{k}-{key}.safetensors") for k in range(blocks)]
+    def joined(folder: Path, key: str) -> Rows:
+        found = [next(folder.glob(f"{k}-{key}.safetensors")) for k in range(blocks)]
+        parts = [load_file(path) for path in found]
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
-    return {name: joined(nfe, key) for key, name in names.items()}, joined(0, digest)
+    sde = {f"sde {name}": rows for name, rows in joined(DRAWN / SDE, "*").items()}
+    return {name: joined(folder, key) for key, name in names.items()}, joined(DRAWN / TEACHER, "*") | sde
 
 
 # -------------------------------------------------------------------------------------------------------------- study
@@ -161,6 +178,10 @@ def to_same_seeds(rows: Rows, teacher: Rows) -> float:
     return frechet(Statistics.of(rows["features"]), Statistics.of(teacher["features"]))
 
 
+def to_sde_teacher(rows: Rows, teacher: Rows) -> float:
+    return frechet(Statistics.of(rows["features"]), Statistics.of(teacher["sde features"]))
+
+
 def kernel_to_data(rows: Rows, teacher: Rows) -> float:
     own, real = rows["features"], real_features()
     within = polynomial(own, own)
@@ -176,6 +197,11 @@ def sliced_to_data(rows: Rows, teacher: Rows) -> float:
 def faithful(rows: Rows, teacher: Rows) -> float:
     seen = frechet(Statistics.of(rows["pixels"]), Statistics.of(teacher["pixels"]))
     return math.sqrt(max(0.0, to_same_seeds(rows, teacher)) * max(0.0, seen))
+
+
+def faithful_to_sde(rows: Rows, teacher: Rows) -> float:
+    seen = frechet(Statistics.of(rows["pixels"]), Statistics.of(teacher["sde pixels"]))
+    return math.sqrt(max(0.0, to_sde_teacher(rows, teacher)) * max(0.0, seen))
 
 
 def sliced_pixels(rows: Rows, teacher: Rows) -> float:
@@ -205,6 +231,8 @@ JUDGES: dict[str, Score] = {
     "paired L2 to the teacher, pixels": paired_pixels,
     "paired L2 to the teacher, features": paired_features,
     "FD to the data times paired L2, features": data_and_pairs,
+    "FD to the SDE teacher, same seeds": to_sde_teacher,
+    "faithful to the SDE teacher, same seeds": faithful_to_sde,
 }
 
 
@@ -224,13 +252,13 @@ def part(rows: Rows, index: Tensor) -> Rows:
 def study(arguments: argparse.Namespace) -> None:
     """Choose and score, again and again."""
     found: dict[str, Any] = {}
-    for nfe in NFES:
-        rows, teacher = drawn(nfe)
+    for nfe in NFES[arguments.solver]:
+        rows, teacher = drawn(arguments.solver, nfe)
         total = len(teacher["features"])
         for count in [c for c in CHOOSING if c <= total // 2]:
             found[f"{nfe}, {count}"] = one_study(rows, teacher, count, arguments.draws) | {"images": total}
             print(nfe, count, json.dumps(found[f"{nfe}, {count}"]["judges"], indent=1), flush=True)
-    atomic_write_text(RESULT, json.dumps(found, indent=1) + "\n")
+    atomic_write_text(ays.RESULTS / f"judging-{arguments.solver}.json", json.dumps(found, indent=1) + "\n")
 
 
 def one_study(rows: dict[str, Rows], teacher: Rows, count: int, draws: int) -> dict[str, Any]:
@@ -278,6 +306,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("phase", choices=("draw", "study"))
+    parser.add_argument("--solver", choices=list(NFES), default="dpmpp_2m")
+    parser.add_argument("--nfe", type=int, nargs="+", help="those to draw (all)")
     parser.add_argument("--blocks", type=int, default=4, help="of 250 images")
     parser.add_argument("--draws", type=int, default=DRAWS)
     asked = parser.parse_args(arguments, argparse.Namespace(seed_sets=3, images=2000))

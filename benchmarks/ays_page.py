@@ -52,8 +52,8 @@ led to times of FD 0.130 at 5 steps, but of 0.183, worse than EDM's, at 6.
 """
 """What follows from the table."""
 
-OPTIMISED = "fewstep optimize"
-"""The row of what a user gets."""
+OPTIMISED, BY_FRECHET = "fewstep optimize", "AYS, raced by FD"
+"""The rows of what a user gets, and of times that were raced by the distance to the data."""
 LINES = (
     ("paper", "#c9a36a", "the paper's baseline"),
     ("hand", "#8a8a8a", "best hand-crafted"),
@@ -106,9 +106,10 @@ def solvers_text(work: AysTable) -> str:
         "## Seven solvers, the paper's Tables 5 and 6\n",
         f"FD with the paper's baseline (EDM's times for stochastic solvers, LogSNR for the others) {ARROW} with the best hand-crafted times {ARROW} with AYS. The best of {len(times.NAMES)} hand-crafted grids was "
         "chosen for each solver and number of steps on selection seeds. AYS at 5 and "
-        "10 steps descends from all of them; snapshots of every way are raced by the solver's FD on selection seeds; 20 and 30 "
-        "steps come from the 10 through the hierarchy, without another score. An asterisk marks AYS times that `fewstep "
-        "optimize` would not have kept, because they did not beat the hand-crafted ones on fresh selection seeds.\n",
+        "10 steps descends from all of them, and snapshots of every way are raced; 20 and 30 steps come from the 10 through the "
+        "hierarchy, without another score. Both races are by `faithful`, the default of `fewstep optimize`, on 64 to 256 "
+        "selection seeds. An asterisk marks AYS times that `fewstep optimize` would not have kept, because they did not "
+        "beat the hand-crafted ones on fresh selection seeds.\n",
         work.markdown(),
         "The same against the ODE teacher's samples (what the deterministic solvers converge to):\n",
         work.markdown(ODE),
@@ -128,23 +129,48 @@ def scores(work: AysTable, solver: str, nfe: int, kind: str, score: str = "fd") 
 
 def verdict(work: AysTable) -> str:
     """Won, lost, undecided; and 20 steps against 30."""
-    won = lost = open_ = 0
     lines = []
-    for solver, nfe, kind in work.plan():
-        if kind == "ays":
-            before, after = scores(work, solver, nfe, "hand"), scores(work, solver, nfe, "ays")
-            if before and after:
+    for score, said in (("fd", "the data"), (ODE, "the ODE teacher's samples"), (SDE, "the SDE teacher's")):
+        won = lost = open_ = 0
+        for solver, nfe, kind in work.plan():
+            before, after = (scores(work, solver, nfe, which, score) for which in ("hand", "ays"))
+            if kind == "ays" and before and after:
                 won, lost = won + (max(after) < min(before)), lost + (max(before) < min(after))
                 open_ += not (max(after) < min(before) or max(before) < min(after))
-    lines.append(f"AYS is better on every set in {won} cells, worse on every set in {lost}, undecided in {open_}.\n")
+        lines.append(
+            f"To {said}: AYS is nearer on every set in {won} cells, further on every set in {lost}, undecided in {open_}."
+        )
+    lines.append("\nIs AYS at 20 steps as good as 30 (the paper's 1.5 times fewer)? Ratios above 1 say yes.\n")
     rows = []
     for solver in work.settings.solvers:
-        ays, hand = scores(work, solver, 20, "ays"), scores(work, solver, 30, "hand")
-        if ays and hand:
-            rows.append([solver, Band.of(ays), Band.of(hand), f"{statistics.mean(hand) / statistics.mean(ays):.2f}"])
-    lines.append("Is AYS at 20 steps as good as the best hand-crafted times at 30 (the paper's 1.5 times fewer)?\n")
-    lines.append(grid(["solver", "AYS, 20 steps", "hand-crafted, 30 steps", "ratio (above 1: yes)"], rows))
+        sets = [scores(work, solver, *cell) for cell in ((20, "ays"), (30, "paper"), (30, "hand"))]
+        if all(sets):
+            mean = [statistics.mean(values) for values in sets]
+            rows.append([solver, *(Band.of(values) for values in sets), *(f"{m / mean[0]:.2f}" for m in mean[1:])])
+    head = [
+        "solver",
+        "AYS, 20 steps",
+        "the paper's baseline, 30 steps",
+        "best hand-crafted, 30 steps",
+        "ratio",
+        "ratio",
+    ]
+    lines.append(grid(head, rows))
     return "\n".join(lines)
+
+
+def by_frechet_text(work: AysTable) -> str:
+    """The same table, raced by the distance to the data."""
+    return "\n".join(
+        [
+            "### Raced by the distance to the data\n",
+            "The paper stops by FID. The same cells where both races, of the hand-crafted times and of the snapshots, are by "
+            "the FD of 128 to 1,000 images:\n",
+            work.markdown(),
+            "And against the ODE teacher's samples:\n",
+            work.markdown(ODE),
+        ]
+    )
 
 
 def choices_text(work: AysTable) -> str:
@@ -174,7 +200,7 @@ def targets_text(work: AysTable, nfes: Sequence[int], grids: Callable[[int], Ite
             rows.append([name, *(Band.of(values) if values else "..." for values in bands)])
         parts += [f"{said}, mean (least\N{EN DASH}most):\n", grid(["times", *(f"{n} steps" for n in nfes)], rows)]
     rows = []
-    for nfe, own in product(nfes, ("AYS", OPTIMISED)):
+    for nfe, own in product(nfes, (BY_FRECHET, OPTIMISED)):
         ours = found(nfe, own, "fd")
         rivals = {name: found(nfe, name, "fd") for name in list(grids(nfe))[:4]}
         if not ours or not all(rivals.values()):
@@ -194,19 +220,32 @@ def targets_text(work: AysTable, nfes: Sequence[int], grids: Callable[[int], Ite
     return "\n".join(parts)
 
 
-def judging_text(path: Path) -> str:
+def judging_text(folder: Path) -> str:
     """Which judge should choose."""
-    if not path.exists():
-        return ""
-    found: dict[str, Any] = json.loads(path.read_text())
-    first = next(iter(found.values()))
-    labels = list(first["best there was"])
     parts = [
         "## Which judge should stop the descent\n",
-        f"A judge is worth what its choice scores. {first['images']:,} samples of each of {first['candidates']} candidates (all hand-crafted grids, rescaled entropic times, and sweeps 1, 2 and 4 of the ways down from eight of them; DPM-Solver++(2M); the same seeds for all) were drawn once. Then, {first['draws']} times: each judge sees a few random images of every candidate and chooses one, and the choice is scored on all the other images. The table shows how far the choices are above the best candidate that there was: the mean over the draws of each score, divided by the mean of the best, less 1, averaged over 5, 6 and 10 steps (`python -m benchmarks.ays_judges draw` and `study`).\n",
+        "A judge is worth what its choice scores. Samples of each of many candidates (all hand-crafted grids, rescaled "
+        "entropic times, and sweeps 1, 2 and 4 of the ways down from eight of them; the same seeds for all) were drawn once. "
+        "Then, many times: each judge sees a few random images of every candidate and chooses one, and the choice is scored on "
+        "all the other images. The tables show how far the choices are above the best candidate that there was: the mean over "
+        "the draws of each score, divided by the mean of the best, less 1, averaged over the numbers of steps "
+        "(`python -m benchmarks.ays_judges draw` and `study`). The teacher of the comparisons is the deterministic one of "
+        "`fewstep optimize`, 60 calls, or the SDE teacher of 50, whose samples begin with the same noise as the candidate's.\n",
     ]
-    counts = sorted({int(key.split(", ")[1]) for key in found})
-    for count in counts:
+    for solver in ("dpmpp_2m", "sde_dpmpp_2m"):
+        path = folder / f"judging-{solver}.json"
+        if path.exists():
+            parts += judged(solver, json.loads(path.read_text()))
+    return "\n".join([*parts, JUDGED])
+
+
+def judged(solver: str, found: dict[str, Any]) -> list[str]:
+    """The tables of one solver."""
+    first = next(iter(found.values()))
+    labels = list(first["best there was"])
+    nfes = ", ".join(dict.fromkeys(key.split(", ")[0] for key in found))
+    parts: list[str] = []
+    for count in sorted({int(key.split(", ")[1]) for key in found}):
         cells = [cell for key, cell in found.items() if int(key.split(", ")[1]) == count]
         rows = []
         for judge in first["judges"]:
@@ -220,8 +259,12 @@ def judging_text(path: Path) -> str:
             [judge, *(f"**{e:+.0%}**" if e == best[k] else f"{e:+.0%}" for k, e in enumerate(excess))]
             for judge, excess in rows
         ]
-        parts += [f"Choosing on {count} images:\n", grid(["judge", *labels], lines)]
-    return "\n".join([*parts, JUDGED])
+        said = (
+            f"`{solver}` at {nfes} steps, {first['candidates']} candidates of {first['images']:,} images, {first['draws']} "
+            f"draws, choosing on {count} images:\n"
+        )
+        parts += [said, grid(["judge", *labels], lines)]
+    return parts
 
 
 def guided_text(works: dict[float, AysTable]) -> str:

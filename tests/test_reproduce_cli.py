@@ -246,5 +246,5 @@ def test_optimize_an_edm_network(folder: Path) -> None:
 
 
 def test_rounds_grow_to_the_last() -> None:
-    assert rounds(1024) == ((128, 12), (384, 4), (1024, 3))
+    assert rounds(1024) == ((128, 0.27), (384, 0.33), (1024, 0.0))
     assert all(images >= 48 for images, _ in rounds(96))

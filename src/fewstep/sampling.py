@@ -11,6 +11,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint as checkpointed
 
 from fewstep.batching import in_batches
+from fewstep.brownian import brownian_noise
 from fewstep.errors import ArgumentError
 from fewstep.program import CONSTANT, NOISE, OUTPUT, STATE, RowProgram, Term, slot_of
 from fewstep.randomness import START, unit_noise
@@ -152,6 +153,7 @@ def sample(
     condition: Any = None,
     batch_size: int | None = None,
     noise: Noise | None = None,
+    brownian: bool = False,
     accumulate: torch.dtype | None = None,
     checkpoint: bool = False,
 ) -> Tensor:
@@ -170,6 +172,8 @@ def sample(
         condition: a pytree whose tensor leaves have the sample axis first; it is sliced with the batch.
         batch_size: largest batch given to the network; all samples at once by default.
         noise: `noise(m)`, the normals of column m for the whole batch, instead of seeds.
+        brownian: let stochastic tables follow one Brownian motion for each seed (`fewstep.brownian`), so that the
+            sample of a seed changes little with the number of steps; the distribution is the same.
         accumulate: dtype of the weighted sums, by default float32 for 16-bit samples and the sample's own otherwise.
         checkpoint: recompute network calls in the backward pass.
 
@@ -182,7 +186,7 @@ def sample(
         _check_condition(condition, n)
     if batch_size is not None and batch_size < 1:
         raise ArgumentError(f"batch_size={batch_size}: give a positive integer, or None for all samples at once")
-    run = _Run(denoiser, tableau, seeds, start, init, condition, noise, accumulate, checkpoint)
+    run = _Run(denoiser, tableau, seeds, start, init, condition, noise, brownian, accumulate, checkpoint)
     done = [part for _, _, part in in_batches(run, n, batch_size, seeds)]
     return done[0] if len(done) == 1 else torch.cat(done)
 
@@ -197,6 +201,7 @@ class _Run(NamedTuple):
     init: Tensor | None
     condition: Any
     noise: Noise | None
+    brownian: bool
     accumulate: torch.dtype | None
     checkpoint: bool
 
@@ -208,6 +213,8 @@ class _Run(NamedTuple):
         draw: Noise | None = None
         if whole is not None:
             draw = lambda m: whole(m)[rows]  # noqa: E731
+        elif seeds is not None and self.brownian:
+            draw = brownian_noise(self.tableau, seeds, shape)
         elif seeds is not None:
             draw = lambda m: unit_noise(seeds, shape, m + 1)  # noqa: E731
         condition = pytree.tree_map(lambda leaf: leaf[rows] if isinstance(leaf, Tensor) else leaf, self.condition)

@@ -78,6 +78,13 @@ def ays_table5(
     paths: Annotated[int, typer.Option(min=2, help="Training images behind the KLUB table.")] = 4096,
     levels: Annotated[int, typer.Option(min=8, help="Its noise levels.")] = 96,
     selection: Annotated[int, typer.Option(min=96, help="Images behind the last scores that choose times.")] = 5000,
+    objective: Annotated[
+        str,
+        typer.Option(
+            help="What chooses: frechet, the paper's, compares with the reference; faithful with a teacher of 60 calls "
+            "from the same seeds, and needs far fewer images.",
+        ),
+    ] = "frechet",
     out: Out = Path("runs/ays-table5"),
     device: Device = None,
     batch_size: Batch = 250,
@@ -90,19 +97,21 @@ def ays_table5(
     distance to the reference. What loses stays in. Every choice and score is written to --out before the next is made:
     after Ctrl-C the same command goes on.
     """
+    from fewstep.judging import checked_objective
     from fewstep.models import load
     from fewstep.reproduce.choosing import SOLVERS, Settings
     from fewstep.reproduce.pictures import clean_images
 
     place = device or device_of()
     judge = judge_of(inception, features, reference, place)
+    checked_objective(objective, judge)
     network = load(f"edm:{edm}", device=place, trust_pickle=trust_pickle, fp16=fp16)
     clean = clean_images(data, network, paths)
     check_features(judge, clean.samples[:2])
     settings = Settings(
         solvers=tuple(flat(solver)) or SOLVERS, nfes=tuple(whole_numbers(nfe, "--nfe")) or (10, 20, 30, 50),
         levels=levels, paths=min(paths, len(clean.samples)), rounds=rounds(selection), finals=selection,
-        images=images, seed_sets=seed_sets, batch=batch_size,
+        objective=objective, images=images, seed_sets=seed_sets, batch=batch_size,
     )  # fmt: skip
     _run_table(network, judge, clean, settings, out, quiet=quiet, as_json=as_json)
 
@@ -184,9 +193,11 @@ def check_features(judge: Judge, images: Tensor) -> None:
         )
 
 
-def rounds(last: int) -> tuple[tuple[int, int], ...]:
-    """The rounds of the selection, growing to `last` images: many candidates on few images, few on many."""
-    return (max(48, last // 8), 12), (max(48, 3 * last // 8), 4), (last, 3)
+def rounds(last: int) -> tuple[tuple[int, float], ...]:
+    """The rounds of the selection, growing to `last` images, and the share of the candidates that goes on: many on few
+    images, few on many.
+    """
+    return (max(48, last // 8), 0.27), (max(48, 3 * last // 8), 0.33), (last, 0.0)
 
 
 def cells(table: AysTable) -> list[dict[str, Any]]:

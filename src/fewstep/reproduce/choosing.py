@@ -6,7 +6,7 @@ Every choice is on disk before the next is made, and so is every score behind it
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -18,15 +18,16 @@ from fewstep.compare import Results
 from fewstep.conditions import first_rows
 from fewstep.errors import ArgumentError
 from fewstep.inputs import Data
+from fewstep.judging import checked_objective, selection_judge, taught
 from fewstep.models import default_condition
 from fewstep.noise import as_float64
 from fewstep.progress import Report, silent
 from fewstep.randomness import CalibrationSeeds, SelectionSeeds
 from fewstep.search.ays import Descent, Snapshot, descents, refine, to_ratios, to_times
 from fewstep.search.cache import Cache, Probe, digest
-from fewstep.search.judges import FrechetJudge
 from fewstep.search.klub import Gram, ratio_grid
 from fewstep.search.objective import Scorer
+from fewstep.search.teacher import CALLS, Teacher, reference_schedule, stochastic_reference
 from fewstep.times.resample import log_linear
 
 if TYPE_CHECKING:
@@ -54,6 +55,8 @@ class Settings:
         per_start: snapshots scored on each way down.
         rounds: of the selection: images, and the share of the candidates that goes on (three at least).
         finals: images of the last comparison, on fresh selection seeds.
+        objective: what selects, a word of `fewstep optimize`: `auto` is `faithful`, `frechet` is the paper's.
+        teacher_calls: network calls of the reference that `faithful` compares with.
         images, seed_sets, offset: report seeds.
         batch: images at a time.
     """
@@ -63,17 +66,25 @@ class Settings:
     levels: int = 96
     paths: int = 512
     per_start: int = 4
-    rounds: Sequence[tuple[int, float]] = ((128, 0.27), (384, 0.33), (1000, 0.0))
-    finals: int = 1000
+    rounds: Sequence[tuple[int, float]] = ((64, 0.27), (128, 0.33), (256, 0.0))
+    finals: int = 512
+    objective: str = "auto"
+    teacher_calls: int = CALLS
     images: int = 2000
     seed_sets: int = 3
     offset: int = 0
     batch: int = 250
 
+    def __post_init__(self) -> None:
+        for images, share in self.rounds:
+            if images < 2 or not 0 <= share <= 1:
+                raise ArgumentError(f"a round of {images} images that keeps {share}: give a share from 0 to 1")
+
     @property
     def spent(self) -> tuple[Any, ...]:
         """What a choice depends on."""
-        return (self.levels, self.paths, self.per_start, tuple(map(tuple, self.rounds)), self.finals)
+        judged = (self.objective, self.teacher_calls) if taught(self.objective) else ()
+        return (self.levels, self.paths, self.per_start, tuple(map(tuple, self.rounds)), self.finals, *judged)
 
 
 @dataclass(frozen=True)
@@ -98,7 +109,7 @@ class Chooser:
 
     Args:
         model: the network, under its default conditions.
-        judge: features and reference statistics; its Fréchet distance chooses.
+        judge: features and reference statistics, for whatever chooses.
         data: clean samples for the KLUB table.
         settings: how much is spent.
         results: where the choices are kept.
@@ -121,10 +132,14 @@ class Chooser:
             raise ArgumentError(
                 f"{len(data.samples)} clean samples for paths={settings.paths}: give more or fewer paths"
             )
-        self.model, self.judge, self.data, self.settings = model, judge, data, settings
+        self.model, self.judge, self.data = model, judge, data
+        objective = checked_objective(settings.objective, judge, settings.teacher_calls)
+        self.settings = replace(settings, objective=str(objective))
         self._results, self._cache, self._progress = results, cache, progress
         self.condition: Callable[[Sequence[int]], Any] = lambda seeds: default_condition(model, seeds)
         self._probe = Probe(model, self.condition(range(1)))
+        self._teachers: dict[str, Teacher] = {}
+        self._scorers: dict[tuple[SelectionSeeds, str], Scorer] = {}
 
     def chosen(self, solver: str, nfe: int, kind: str) -> Choice:
         """The times of a cell; `kind` is `hand`, `ays` or `paper`, the paper's own baseline."""
@@ -196,7 +211,7 @@ class Chooser:
         hand = self.chosen(solver, nfe, "hand")
 
         def on_fresh_seeds(grid: Tensor) -> float:
-            return self._scorer_of_finals.score(self.tableau(solver, grid), self.settings.finals)
+            return self._scorer_of_finals(solver).score(self.tableau(solver, grid), self.settings.finals)
 
         scores = {name: on_fresh_seeds(grid) for name, grid in finalists.items()}
         best = min(scores, key=lambda name: scores[name])
@@ -231,27 +246,40 @@ class Chooser:
         return solvers.get(solver)(grid).tabulate(self.model.noise)
 
     def _selection(self, solver: str, grid: Tensor, count: int) -> float:
-        return self._scorer.score(self.tableau(solver, grid), count)
+        return self._scorer(solver).score(self.tableau(solver, grid), count)
 
-    @cached_property
-    def _scorer(self) -> Scorer:
-        return self._scorer_on(SelectionSeeds(max(images for images, _ in self.settings.rounds)))
+    def _scorer(self, solver: str) -> Scorer:
+        return self._scorer_on(SelectionSeeds(max(images for images, _ in self.settings.rounds)), self._teacher(solver))
 
-    @cached_property
-    def _scorer_of_finals(self) -> Scorer:
-        return self._scorer_on(SelectionSeeds(self.settings.finals, SET_STRIDE))
+    def _scorer_of_finals(self, solver: str) -> Scorer:
+        return self._scorer_on(SelectionSeeds(self.settings.finals, SET_STRIDE), self._teacher(solver))
 
-    def _scorer_on(self, seeds: SelectionSeeds) -> Scorer:
-        judge = FrechetJudge(self.judge.features, self.judge.reference)
-        return Scorer(
-            self.model,
-            [judge],
-            seeds,
-            condition=self.condition,
-            cache=self._cache,
-            probe=self._probe,
-            batch_size=self.settings.batch,
-        )
+    def _teacher(self, solver: str) -> Teacher:
+        """What `faithful` compares with: a stochastic solver with one that follows the same Brownian motion."""
+        calls, noise = self.settings.teacher_calls, self.model.noise
+        drawn = solver in solvers.STOCHASTIC
+        schedule = stochastic_reference(solver, noise, calls) if drawn else reference_schedule(noise, calls)
+        tableau = schedule.tabulate(noise)
+        if tableau.digest not in self._teachers:
+            self._teachers[tableau.digest] = Teacher(
+                self.model, tableau, condition=self.condition, cache=self._cache, probe=self._probe,
+                batch_size=self.settings.batch, brownian=drawn,
+            )  # fmt: skip
+        return self._teachers[tableau.digest]
+
+    def _scorer_on(self, seeds: SelectionSeeds, teacher: Teacher) -> Scorer:
+        key = (seeds, teacher.tableau.digest)
+        if key not in self._scorers:
+            self._scorers[key] = Scorer(
+                self.model,
+                [selection_judge(self.settings.objective, self.judge, teacher, seeds)],
+                seeds,
+                condition=self.condition,
+                cache=self._cache,
+                probe=self._probe,
+                batch_size=self.settings.batch,
+            )
+        return self._scorers[key]
 
 
 def _choice(record: dict[str, Any]) -> Choice:

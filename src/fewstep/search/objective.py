@@ -100,6 +100,7 @@ class Scorer:
         key = tableau.digest
         if key not in self._stores:
             judged = [judge.digest for judge in self.judges]
+            motion = ("brownian",) if tableau.C.shape[1] else ()
 
             @functools.cache  # asked at reading and writing; conditions of a text encoder are megabytes
             def name(seeds: range) -> str:
@@ -111,6 +112,7 @@ class Scorer:
                     list(seeds),
                     self.condition(seeds),
                     *init,
+                    *motion,
                     *precision(self.denoiser),
                 )
 
@@ -133,7 +135,7 @@ class Scorer:
     def _run(self, tableau: Tableau, seeds: list[int]) -> Tensor:
         images = sample(
             self.denoiser, tableau, seeds=seeds, init=None if self._init is None else self._init(seeds),
-            condition=self.condition(seeds), batch_size=self.batch_size,
+            condition=self.condition(seeds), batch_size=self.batch_size, brownian=True,
         )  # fmt: skip
         parts = self.seen(images, seeds)
         # The widths travel with the rows, so that a row read from a file can be cut up again.

@@ -22,13 +22,14 @@ import torch
 from torch import Tensor
 
 from fewstep.batching import in_batches
+from fewstep.brownian import brownian_noise
 from fewstep.errors import ArgumentError, DenoiserError
 from fewstep.progress import Event, Report, silent
 from fewstep.sampling import first_state, sample, trajectory
 from fewstep.search import meter
 from fewstep.search.cache import Cache, Probe, SeedRows, digest, precision
 from fewstep.search.trajectories import Shelf, Trajectories
-from fewstep.solvers import dpmpp_3m
+from fewstep.solvers import dpmpp_3m, er_sde, sde_dpmpp_2m
 from fewstep.times import logsnr
 from fewstep.times.grids import Ends
 
@@ -58,6 +59,8 @@ class Teacher:
     Args:
         denoiser: the network.
         tableau: the reference sampler, many steps; `reference_schedule` gives one, any deterministic one will do.
+        brownian: let the tableau be a stochastic one, whose noise is that of a Brownian motion for each seed
+            (`fewstep.brownian`): a reference for stochastic samplers that follow the same motion.
         condition: condition of given seeds.
         cache: folder where results are kept, named by a digest of the network's fingerprint, its precision, the
             tableau, the condition and the seeds; by default they are kept in memory only.
@@ -65,7 +68,8 @@ class Teacher:
         batch_size: samples at a time.
         init: clean images that the samples start from, where the tableau begins below the noisiest time.
 
-    Errors: `ArgumentError` when the tableau draws noise: its end points would be no reference for another sampler.
+    Errors: `ArgumentError` when the tableau draws noise without `brownian`: its end points would be no reference for
+        another sampler.
     """
 
     def __init__(
@@ -78,10 +82,12 @@ class Teacher:
         probe: Probe | None = None,
         batch_size: int = CHUNK,
         init: InitOf | None = None,
+        brownian: bool = False,
     ) -> None:
-        if tableau.C.shape[1]:
+        if tableau.C.shape[1] and not brownian:
             raise ArgumentError(
-                "the teacher's tableau draws noise; give a deterministic one: its end points must belong to their seeds"
+                "the teacher's tableau draws noise; give a deterministic one, or brownian=True where the samplers that "
+                "are compared with it are stochastic and follow the same motion"
             )
         self.denoiser, self.tableau, self.condition, self._batch = denoiser, tableau, condition, batch_size
         self.init = init
@@ -174,7 +180,8 @@ class Teacher:
         state_of = {row: k for k, (row, _) in enumerate(self._knots)}
         output_of = {row: k for k, (_, row) in enumerate(self._knots[:-1])}
         with torch.no_grad(), meter.making(self.denoiser):
-            for point in trajectory(self.denoiser, self.tableau, start, condition=self.condition(seeds)):
+            noise = brownian_noise(self.tableau, seeds, tuple(start.shape[1:]))
+            for point in trajectory(self.denoiser, self.tableau, start, condition=self.condition(seeds), noise=noise):
                 if point.row in state_of:
                     states[state_of[point.row]].copy_(point.state)
                 if x0 is not None and point.row in output_of and isinstance(point.output, Tensor):
@@ -209,7 +216,7 @@ class Teacher:
         with meter.making(self.denoiser):
             images = sample(
                 self.denoiser, self.tableau, seeds=seeds, init=None if self.init is None else self.init(seeds),
-                condition=self.condition(seeds), batch_size=self._batch,
+                condition=self.condition(seeds), batch_size=self._batch, brownian=True,
             )  # fmt: skip
         return images.to(device="cpu", dtype=self.dtype)
 
@@ -234,3 +241,13 @@ def knots(tableau: Tableau) -> list[tuple[int, int]]:
 def reference_schedule(noise: NoiseSchedule, calls: int = CALLS, **ends: Unpack[Ends]) -> SolverSchedule:
     """The reference sampler: DPM-Solver++(3M) on equal steps of log signal-to-noise; `start`, `end` as for grids."""
     return dpmpp_3m(logsnr(noise, calls, **ends))
+
+
+def stochastic_reference(solver: str, noise: NoiseSchedule, calls: int = CALLS, **ends: Unpack[Ends]) -> SolverSchedule:
+    """The reference of a stochastic solver, on the same times: one of high order for the same SDE.
+
+    That is ER-SDE-3 for ER-SDE, and SDE-DPM-Solver++(2M) for the reverse SDE, which all others solve (with noise of
+    another amount than 1 its paths are not quite theirs, its distribution is).
+    """
+    make = er_sde if solver.startswith("er_sde") else sde_dpmpp_2m
+    return make(logsnr(noise, calls, **ends))
