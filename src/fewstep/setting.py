@@ -27,8 +27,9 @@ from fewstep.search.ledger import Ledger
 from fewstep.search.objective import Scorer
 from fewstep.search.parts import PARTS, Parts
 from fewstep.search.planner import Planner
-from fewstep.search.teacher import ConditionOf, Teacher, reference_schedule
+from fewstep.search.teacher import ConditionOf, Teacher
 from fewstep.search.window import Window
+from fewstep.teachers import Teachers
 
 MADE_OFFSET = 500_000_000
 """Calibration seeds of the teacher's own samples start here, away from those that noise them."""
@@ -183,24 +184,15 @@ class Setting:
                 "data=, or leave teacher_calls out"
             )
 
-    def _teacher(self, window: Window, init: bool) -> Teacher:
-        table = reference_schedule(window.noise, self.teacher_calls, **window.ends).tabulate(window.noise)
-        return Teacher(
-            self.model, table, condition=self.condition if init else self.asked, cache=self.cache, probe=self.probe,
-            batch_size=self.batch, init=self.init if init else None,
-        )  # fmt: skip
-
     @cached_property
+    def teachers(self) -> Teachers:
+        """The reference samplers."""
+        return Teachers(self)
+
+    @property
     def teacher(self) -> Teacher | None:
         """The reference sampler over the window, or None."""
-        return self._teacher(self.window, init=self.window.start is not None) if self.teacher_calls else None
-
-    @cached_property
-    def _maker(self) -> Teacher:
-        """The reference sampler from noise alone to a clean sample."""
-        teacher = self.teacher
-        whole = Window(self.model.noise)
-        return teacher if self.window.whole and teacher is not None else self._teacher(whole, init=False)
+        return self.teachers.reference if self.teacher_calls else None
 
     def condition(self, seeds: Sequence[int]) -> Any:
         """The condition of given seeds; in image-to-image that of the image, unless the user gave another."""
@@ -251,7 +243,7 @@ class Setting:
         if self.data is None:
             seeds = CalibrationSeeds(count, MADE_OFFSET)
             with ledger.stage("data", planned):
-                samples = self._maker(seeds, self.progress)
+                samples = self.teachers.maker(seeds, self.progress)
             self.notes.append(f"There were no clean data: the teacher made {count} samples ({seeds!r}).")
             self.data = Data(samples, self.asked(seeds), f"{count} samples of the teacher")
         return self.data

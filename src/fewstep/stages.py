@@ -73,13 +73,14 @@ class Work:
             self.notes.append(f"Image-to-image: the samples start from {data.note}, taken by seed.")
         offset = ground.seeds.selection.offset if ground.seeds.selection else 0
         race, fresh = SelectionSeeds(p.counts[-1], offset), SelectionSeeds(p.fresh, offset + p.counts[-1])
-        self.judge = selection_judge(ground.objective, ground.known, ground.teacher, [*race, *fresh])
+        teacher, seeds = ground.teachers.compared(self.sources), [*race, *fresh]
+        self.judge = selection_judge(ground.objective, ground.known, teacher, seeds)
         scorer = ground.scorer([self.judge], race)
         lessons = Lessons(ground, p, self.ledger, self.nfe, self.judge, scorer, fresh.offset + len(fresh), clock)
         lessons.require()
-        if p.taught and ground.teacher is not None:
+        if p.taught and teacher is not None:
             with self.ledger.stage("teacher of the selection", p.stages["teacher of the selection"]):
-                ground.teacher([*race, *fresh], ground.progress)
+                teacher(seeds, ground.progress)
         competition = self.competition = Competition(
             self.sources,
             scorer,
@@ -215,21 +216,21 @@ class Work:
         count = self.clock.affordable(p.report, 2 * p.image_cost, self.ledger.calls, min(p.report, LEAST))
         seeds = ReportSeeds(count, ground.seeds.report.offset if ground.seeds.report else 0)
         paired = list(ReportSeeds(min(count, p.paired), seeds.offset)) if p.paired else []
-        if paired and ground.teacher is not None:
+        teacher = ground.teachers.compared(self.sources)
+        if paired and teacher is not None:
             with self.ledger.stage("teacher of the report", p.stages["teacher of the report"]):
-                ground.teacher(paired, ground.progress)
+                teacher(paired, ground.progress)
         data = ground.make_data(p.made, p.stages["data"], self.ledger) if p.made else ground.data
-        scorer = ground.scorer(report_judges(self.judge, ground.known, data, ground.teacher, paired), seeds)
-        figures: dict[str, Any] = {"seeds": repr(seeds)}
-        if paired:
-            figures["paired_seeds"] = repr(ReportSeeds(len(paired), seeds.offset))
+        scorer = ground.scorer(report_judges(self.judge, ground.known, data, teacher, paired), seeds)
+        named = {"paired_seeds": repr(ReportSeeds(len(paired), seeds.offset))} if paired else {}
+        figures: dict[str, Any] = {"seeds": repr(seeds)} | named
         with self.ledger.stage("report", p.stages["report"]):
             for k, (role, candidate) in enumerate((("before", start), ("after", winner))):
                 figures[role] = scorer.figures(candidate.tableau, count)
                 ground.progress(Event("report", k + 1, 2))
             figures["gain"] = scorer.gains(start.tableau, winner.tableau, count)
-        if paired and ground.teacher is not None:
-            self.notes.extend(remarks.of_teacher(scorer, winner.tableau, ground.teacher, paired))
+        if paired and teacher is not None:
+            self.notes.extend(remarks.of_teacher(scorer, winner.tableau, teacher, paired))
         return figures
 
     def _found(self, winner: Candidate, start: Candidate, final: dict[str, Any], figures: dict[str, Any]) -> Found:

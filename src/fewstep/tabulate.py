@@ -128,9 +128,9 @@ def _homeless(noise: NoiseSchedule, moves: list[Decision], begin: Place, end: Pl
 
 
 def _renoise(b: Builder, decision: Renoise, target: Place) -> None:
-    if target.clean:
-        return
     newest = b.history[-1]
+    if target.clean or newest.place.pure:  # noise alone cannot become noisier
+        return
     share = target.alpha / newest.place.alpha
     std = root(target.sigma**2 - (share * newest.place.sigma) ** 2) * decision.noise_scale
     form: Form = {(STATE, newest.state): share}
