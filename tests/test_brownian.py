@@ -11,9 +11,10 @@ from fewstep import models, solvers, times
 from fewstep.brownian import CELLS, brownian_noise, cell_weights
 from fewstep.errors import ArgumentError
 from fewstep.noise import EDM, Flow, VPLinear
+from fewstep.optimizing import optimize
 from fewstep.randomness import SelectionSeeds
 from fewstep.sampling import sample
-from fewstep.search.teacher import Teacher, stochastic_reference
+from fewstep.search.teacher import Teacher, reference_schedule, stochastic_reference
 from fewstep.tableau import Tableau
 
 NOISES = (EDM(), VPLinear(), Flow())
@@ -102,3 +103,25 @@ def test_a_stochastic_teacher() -> None:
     assert (
         stochastic_reference("er_sde_1", model.noise).to_dict() != stochastic_reference("ddpm", model.noise).to_dict()
     )
+
+
+@pytest.mark.parametrize(("solver", "draws"), [("er_sde_2", True), ("dpmpp_2m", False), (["ddim", "ddpm"], False)])
+def test_optimize_compares_like_with_like(
+    solver: str | list[str], draws: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stochastic solver with a stochastic teacher of its own SDE; where a deterministic one takes part, with the
+    deterministic one.
+    """
+    asked: set[str] = set()
+    whole = Teacher.endpoints
+
+    def endpoints(self: Teacher, *args: object) -> torch.Tensor:
+        asked.add(self.tableau.digest)
+        return whole(self, *args)  # pyright: ignore[reportArgumentType]
+
+    monkeypatch.setattr(Teacher, "endpoints", endpoints)
+    monkeypatch.setattr(Teacher, "__call__", endpoints)
+    model = models.load("problem:grid_6x6")
+    optimize(model, 4, "dmn", solver=solver, max_calls=20_000, objective="matched")
+    schedule = stochastic_reference("er_sde", model.noise) if draws else reference_schedule(model.noise)
+    assert asked == {schedule.tabulate(model.noise).digest}

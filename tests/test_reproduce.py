@@ -111,6 +111,22 @@ def test_ays_column_is_ays_even_where_it_would_not_be_kept(whole: AysTable) -> N
     assert "AYS" in choice.origin and choice.kept in (True, False)
 
 
+def test_stochastic_solvers_are_judged_by_a_teacher_of_their_own(tmp_path: Path) -> None:
+    chooser = table(tmp_path).chooser
+    drawn = {name: chooser._teacher(name).tableau for name in ("ddim", "dpmpp_2m", "ddim_eta1", "er_sde_1", "er_sde_3")}
+    assert drawn["ddim"].digest == drawn["dpmpp_2m"].digest and not drawn["ddim"].C.shape[1]
+    assert drawn["er_sde_1"].digest == drawn["er_sde_3"].digest != drawn["ddim_eta1"].digest
+    assert all(drawn[name].C.shape[1] and drawn[name].nfe == 60 for name in ("ddim_eta1", "er_sde_1"))
+
+
+def test_what_chooses_is_part_of_a_choices_name(tmp_path: Path) -> None:
+    keys = {
+        table(tmp_path, replace(SMALL, objective=objective, teacher_calls=calls)).chooser._key("ddim", 4, "ays")
+        for objective, calls in (("auto", 60), ("matched", 60), ("matched", 30), ("frechet", 60), ("frechet", 30))
+    }
+    assert len(keys) == 3  # auto is `matched` here, and `frechet` knows no teacher
+
+
 def test_the_papers_baseline(tmp_path: Path) -> None:
     chooser = table(tmp_path).chooser
     assert chooser.chosen("ddim", 4, "paper").origin == "logsnr"
@@ -137,6 +153,10 @@ def test_what_is_refused(tmp_path: Path) -> None:
         table(tmp_path, replace(SMALL, paths=4096))
     with pytest.raises(ArgumentError, match="from 2 on"):
         table(tmp_path, replace(SMALL, nfes=(1,)))
+    with pytest.raises(ArgumentError, match="share from 0 to 1"):
+        replace(SMALL, rounds=((48, 12),))
+    with pytest.raises(ArgumentError, match="objective"):
+        table(tmp_path, replace(SMALL, objective="nonsense"))
     with pytest.raises(ArgumentError, match="no solver|unknown|nonsense"):
         table(tmp_path, replace(SMALL, solvers=("nonsense",)))
 

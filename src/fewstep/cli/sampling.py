@@ -51,12 +51,16 @@ def sample(
     trust_pickle: TrustPickle = False,
     columns: Annotated[int | None, typer.Option(min=1, help="Samples in a row of the picture.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Samples given to the network at once.")] = 64,
+    brownian: Annotated[
+        bool, typer.Option("--brownian", help="Stochastic solvers: one Brownian motion per seed, whatever the times.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Draw samples, one per seed, and write them as a picture.
 
     A sample depends on its seed alone: not on the batch, the machine's load, or the other seeds. So the same seeds
-    with two schedules show what the schedule changes.
+    with two schedules show what the schedule changes; with stochastic solvers give --brownian, or each schedule draws
+    noise of its own.
     """
     import torch
 
@@ -74,7 +78,7 @@ def sample(
         condition = _one_label(condition, label, model)
     try:
         with torch.no_grad():
-            made = draw(network, table, seeds=wanted, condition=condition, batch_size=batch_size)
+            made = draw(network, table, seeds=wanted, condition=condition, batch_size=batch_size, brownian=brownian)
         made = decoded(network, made) if out.suffix.lower() == ".png" else made
     except KeyboardInterrupt:
         raise Stopped(
