@@ -169,7 +169,7 @@ def look(
     for start in range(0, len(seeds), batch_size):
         batch = seeds[start : start + batch_size]
         before, started = model.evaluations, time.perf_counter()
-        made = sample(model, tableau, seeds=batch, condition=default_condition(model, batch))
+        made = sample(model, tableau, seeds=batch, condition=default_condition(model, batch), brownian=True)
         calls, seconds = calls + model.evaluations - before, seconds + time.perf_counter() - started
         if features is not None:
             rows.append(features(made).double().cpu())

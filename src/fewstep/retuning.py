@@ -149,7 +149,8 @@ def retuned(
     if tableau.noise != ground.model.noise:
         raise ArgumentError(f"the table was made for {tableau.noise!r}, the network uses {ground.model.noise!r}")
     selection, report = SelectionSeeds(images), ReportSeeds(fresh)
-    chosen = selection_judge(ground.objective, ground.known, ground.teacher, [*selection, *report])
+    teacher = ground.teachers.of(tableau.name, stochastic=tableau.C.shape[1] > 0)
+    chosen = selection_judge(ground.objective, ground.known, teacher, [*selection, *report])
     how = {"shift": shift, "mu": mu}
     search = _Search(ground.scorer([chosen], selection), images, trials, progress)
     with torch.no_grad():

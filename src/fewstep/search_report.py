@@ -184,7 +184,10 @@ class _Told:
     def _samples(self, schedule: SolverSchedule) -> Any:
         model = self.evaluator.model
         seeds = ReportSeeds(PICTURED if is_image(model.shape) else POINTS)
-        return sample(model, self.evaluator.tabulate(schedule), seeds=seeds, condition=self.evaluator.condition(seeds))
+        return sample(
+            model, self.evaluator.tabulate(schedule), seeds=seeds, condition=self.evaluator.condition(seeds),
+            brownian=True,
+        )  # fmt: skip
 
     def _stages(self) -> list[list[str]]:
         """What was learned, as a table."""

@@ -29,16 +29,22 @@ class Teachers:
         return self._made(reference_schedule(self.ground.window.noise, self.ground.teacher_calls, **ends))
 
     def compared(self, sources: Sequence[Source]) -> Teacher | None:
-        """The one that samples of these solvers are compared with, if there is any: for stochastic solvers one that
-        follows the same Brownian motion from the same seed (`fewstep.brownian`).
+        """The one that samples of these solvers are compared with, if there is any; the stochastic one where all of
+        them are.
+        """
+        return self.of(sources[0].name, stochastic=all(source.stochastic for source in sources))
+
+    def of(self, solver: str, *, stochastic: bool) -> Teacher | None:
+        """The one that samples of a solver are compared with, if there is any: of a stochastic one one that follows
+        the same Brownian motion from the same seed (`fewstep.brownian`).
         """
         ground = self.ground
         if not ground.teacher_calls:
             return None
-        if not all(source.stochastic for source in sources):
+        if not stochastic:
             return self.reference
         noise = ground.window.noise
-        schedule = stochastic_reference(sources[0].name, noise, ground.teacher_calls, **ground.window.ends)
+        schedule = stochastic_reference(solver, noise, ground.teacher_calls, **ground.window.ends)
         key = schedule.tabulate(noise).digest
         if key not in self._stochastic:
             self._stochastic[key] = self._made(schedule, brownian=True)

@@ -58,7 +58,8 @@ class Delivery:
             model, "dmn", cache=cache or folder / ".cache", start=begun, end=found.window["end"], batch_size=batch_size
         )
         self.network = self.ground.model
-        teacher = self.ground.teacher
+        drawn = all(table.C.shape[1] for table in (self.found.start, self.found.tableau))
+        teacher = self.ground.teachers.of(self.found.solver, stochastic=drawn)
         assert teacher is not None
         self.teacher = teacher
         self.costs: list[Cost] = []
@@ -110,7 +111,13 @@ class Delivery:
             condition = self.ground.condition(seeds)
             made = {
                 role: sample(
-                    self.network, tableau, seeds=seeds, init=init, condition=condition, batch_size=self.batch_size
+                    self.network,
+                    tableau,
+                    seeds=seeds,
+                    init=init,
+                    condition=condition,
+                    batch_size=self.batch_size,
+                    brownian=True,
                 )
                 for role, tableau in (("before", self.found.start), ("after", self.found.tableau))
             }

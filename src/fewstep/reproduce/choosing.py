@@ -139,6 +139,7 @@ class Chooser:
         self.condition: Callable[[Sequence[int]], Any] = lambda seeds: default_condition(model, seeds)
         self._probe = Probe(model, self.condition(range(1)))
         self._teachers: dict[str, Teacher] = {}
+        self._descended: dict[int | None, list[Descent]] = {}
         self._scorers: dict[tuple[SelectionSeeds, str], Scorer] = {}
 
     def chosen(self, solver: str, nfe: int, kind: str) -> Choice:
@@ -186,7 +187,10 @@ class Chooser:
         return {s.origin: s for way in ways for s in way.thinned(self.settings.per_start)}
 
     def _ways(self, solver: str, nfe: int) -> list[Descent]:
-        return descents(self.gram, self.model.noise, self.hand_crafted(solver, nfe))
+        steps = solvers.calls(solver, nfe)
+        if steps not in self._descended:  # grids and bound are the same for all solvers with so many steps
+            self._descended[steps] = descents(self.gram, self.model.noise, self.hand_crafted(solver, nfe))
+        return self._descended[steps]
 
     def _hand(self, solver: str, nfe: int) -> Choice:
         grids = self.hand_crafted(solver, nfe)
