@@ -114,7 +114,8 @@ def teachers(arguments: argparse.Namespace) -> None:
 
 def settings(arguments: argparse.Namespace, **other: Any) -> Settings:
     """What all tables share."""
-    return replace(Settings(offset=OFFSET, seed_sets=arguments.seed_sets, images=arguments.images), **other)
+    common = Settings(offset=OFFSET, seed_sets=arguments.seed_sets, images=arguments.images, objective="matched")
+    return replace(common, **other)
 
 
 def digits_data() -> Data:
