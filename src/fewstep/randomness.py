@@ -1,7 +1,8 @@
 """One seed per sample, so that no result depends on how a batch was split; and three kinds of seeds that never mix.
 
 Noise is drawn on the CPU from a generator that is seeded by (seed, stream): stream 0 is the start, stream m + 1 is
-noise column m of a table. The same sample therefore has the same noise in any batch, on any device, after any retry.
+noise column m of a table; a Brownian motion that all columns share has its own (`fewstep.brownian`). The same sample
+therefore has the same noise in any batch, on any device, after any retry.
 """
 
 from __future__ import annotations
