@@ -32,6 +32,7 @@ from fewstep.denoiser import Denoiser
 from fewstep.files import atomic_write_text
 from fewstep.metrics import Statistics, frechet, sliced_wasserstein
 from fewstep.metrics.kernel import polynomial
+from fewstep.noise import NoiseSchedule
 from fewstep.randomness import SelectionSeeds
 from fewstep.reproduce.ays_table import AysTable
 from fewstep.sampling import sample
@@ -99,9 +100,8 @@ def observed(model: Denoiser, tableau: Tableau, block: int) -> Rows:
     }
 
 
-def taught(work: AysTable) -> dict[str, Tableau]:
+def taught(noise: NoiseSchedule) -> dict[str, Tableau]:
     """The teachers."""
-    noise = work.model.noise
     sde = stochastic_reference("sde_dpmpp_2m", noise)
     return {TEACHER: reference_schedule(noise).tabulate(noise), SDE: sde.tabulate(noise)}
 
@@ -109,7 +109,7 @@ def taught(work: AysTable) -> dict[str, Tableau]:
 def draw(arguments: argparse.Namespace) -> None:
     """All blocks."""
     work = ays.table_of(arguments)
-    teachers = taught(work)
+    teachers = taught(work.model.noise)
     for block, nfe in itertools.product(range(arguments.blocks), arguments.nfe or NFES[arguments.solver]):
         tables = candidates(work, arguments.solver, nfe)
         folder = folder_of(arguments.solver, nfe)
@@ -135,12 +135,12 @@ def drawn(solver: str, nfe: int, least: int = 1) -> tuple[dict[str, Rows], Rows]
         raise SystemExit(f"{blocks} complete blocks of {solver} at {nfe} steps: run draw first")
 
     def joined(folder: Path, key: str) -> Rows:
-        found = [next(folder.glob(f"{k}-{key}.safetensors")) for k in range(blocks)]
-        parts = [load_file(path) for path in found]
+        parts = [load_file(folder / f"{k}-{key}.safetensors") for k in range(blocks)]
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
-    sde = {f"sde {name}": rows for name, rows in joined(DRAWN / SDE, "*").items()}
-    return {name: joined(folder, key) for key, name in names.items()}, joined(DRAWN / TEACHER, "*") | sde
+    keys = {name: tableau.digest[:16] for name, tableau in taught(ays.network().noise).items()}
+    sde = {f"sde {name}": rows for name, rows in joined(DRAWN / SDE, keys[SDE]).items()}
+    return {name: joined(folder, key) for key, name in names.items()}, joined(DRAWN / TEACHER, keys[TEACHER]) | sde
 
 
 # -------------------------------------------------------------------------------------------------------------- study

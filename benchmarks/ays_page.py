@@ -291,7 +291,8 @@ def guided_text(works: dict[float, AysTable]) -> str:
                              f"{label[0]:.1%} {ARROW} {label[1]:.1%}"])  # fmt: skip
     text = (
         "## Guided\n\nDPM-Solver++(2M) under classifier-free guidance, each weight with its own KLUB (of the guided network) and "
-        "judged against 2,500 samples of its own 30-step teacher (LogSNR times); 500 images a set.\n"
+        "judged against 2,500 samples of its own 30-step teacher (LogSNR times); 500 images a set. Raced as the seven solvers "
+        "are.\n"
     )
     head = [
         "guidance",
@@ -313,7 +314,7 @@ def data_text(real: AysTable, made: AysTable, gap: dict[str, Any] | None) -> str
         rows.append([nfe, *(Band.of(b) if b else "..." for b in bands)])
     text = (
         "## Without data\n\nThe KLUB of 512 noised real images, or of 512 samples of the teacher (50 calls each): AYS's times for "
-        "DPM-Solver++(2M).\n"
+        "DPM-Solver++(2M), raced as the seven solvers are.\n"
     )
     head = ["steps", "FD, real data", "FD, made data", "FD to ODE set, real", "FD to ODE set, made"]
     parts = [text, grid(head, rows)]

@@ -21,7 +21,7 @@ from fewstep.metrics import Statistics, frechet
 from fewstep.randomness import SelectionSeeds
 from fewstep.rules import SolverSchedule
 from fewstep.sampling import sample
-from fewstep.search.teacher import stochastic_reference
+from fewstep.search.teacher import sde_of, stochastic_reference
 
 RESULT = Path(__file__).parent / "results" / "brownian.md"
 SOLVERS, NFES, OFFSET = ("ddim_eta1", "sde_dpmpp_2m", "er_sde_1", "er_sde_3"), (5, 10, 20), 90_000_000
@@ -53,7 +53,7 @@ def main() -> None:
             for brownian in (False, True):
                 key = ("er_sde" if solver.startswith("er_sde") else "reverse", brownian)
                 if key not in references:
-                    many = stochastic_reference(solver, noise)
+                    many = stochastic_reference(sde_of(solver), noise)
                     references[key] = features(many, arguments.images, brownian=brownian)
                 few = features(solvers.get(solver)(times.logsnr(noise, nfe)), arguments.images, brownian=brownian)
                 apart = (few - references[key]).square().sum(1).mean().sqrt().item()

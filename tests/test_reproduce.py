@@ -16,6 +16,7 @@ from fewstep.metrics import Statistics
 from fewstep.reproduce.ays_table import AysTable
 from fewstep.reproduce.choosing import Settings
 from fewstep.search.ays import refine, to_ratios
+from fewstep.search.teacher import sde_of
 from fewstep.times.resample import log_linear
 
 SMALL = Settings(
@@ -113,10 +114,12 @@ def test_ays_column_is_ays_even_where_it_would_not_be_kept(whole: AysTable) -> N
 
 def test_stochastic_solvers_are_judged_by_a_teacher_of_their_own(tmp_path: Path) -> None:
     chooser = table(tmp_path).chooser
-    drawn = {name: chooser._teacher(name).tableau for name in ("ddim", "dpmpp_2m", "ddim_eta1", "er_sde_1", "er_sde_3")}
-    assert drawn["ddim"].digest == drawn["dpmpp_2m"].digest and not drawn["ddim"].C.shape[1]
-    assert drawn["er_sde_1"].digest == drawn["er_sde_3"].digest != drawn["ddim_eta1"].digest
-    assert all(drawn[name].C.shape[1] and drawn[name].nfe == 60 for name in ("ddim_eta1", "er_sde_1"))
+    drawn = [chooser._teacher(sde_of(name)) for name in ("ddim", "ddim_eta1", "er_sde_1")]
+    assert [teacher and teacher.tableau.name for teacher in drawn] == ["dpmpp_3m", "sde_dpmpp_2m", "er_sde"]
+    assert all(teacher is not None and teacher.tableau.nfe == 60 for teacher in drawn)
+    alone = table(tmp_path, replace(SMALL, objective="frechet", teacher_calls=0)).chooser
+    assert alone._teacher("") is None
+    assert alone._selection("ddim_eta1", alone.hand_crafted("ddim", 4)["karras"], 48) > 0
 
 
 def test_what_chooses_is_part_of_a_choices_name(tmp_path: Path) -> None:

@@ -2,19 +2,22 @@
 
 With independent normals for each noise column, a sampler at 5 steps and one at 60 draw different noise from the same
 seed, and their samples have little more in common than those of two seeds. Here both see the same motion: each column
-gets what the motion does between the two noise levels of its move. Then the samples of a stochastic solver converge as
-its times get finer, seed by seed, and what a few seeds say by chance cancels in a comparison, as it does for
+gets what the motion does between two noise levels. Then the samples of a stochastic solver come to those of its SDE as
+the times get finer, seed by seed, and what a few seeds say by chance cancels in a comparison, as it does for
 deterministic solvers.
 
 The clock is that of the exact solution. In EDM's coordinates the reverse SDE with a frozen `x0` is
 
     d(x / sigma^2) = x0 d(1 / sigma^2) + dB(1 / sigma^2),
 
-a Brownian motion in the signal-to-noise ratio `exp(2 lam)`. It is drawn in cells of `lam`, and a column is the sum of
-the cells in its interval over its standard deviation. No cell is given away twice: the columns of every table are
-independent unit normals, exactly, and the sampler's law is what it was. What is approximate is the coupling: at
-the ends of an interval, by a part of a cell, and for SDEs with another amount of noise (`tau`, `eta`, ER-SDE), whose
-motions weigh the inside of an interval differently.
+a Brownian motion in the signal-to-noise ratio `exp(2 lam)`. What is shared are its increments over fixed cells of
+`lam`. A column's interval begins where the last one's ended and ends at the level of the row that the column enters
+(inner nodes, whose noise is not kept, have none). The column is the motion's increment over it, over its standard
+deviation: its mean given the cells, plus what is left of its variance, from the column's own random stream. Intervals
+do not overlap, so the columns of every table are independent unit normals, exactly, and the sampler's law is what it
+was. Only the coupling of two tables is approximate: inside a cell, and for processes with another amount of noise
+(`tau`, `eta`, churn), another noise function (ER-SDE) or another basis (with a frozen `eps` the clock is
+`exp(-2 lam)`), which weigh the inside of an interval differently.
 """
 
 from __future__ import annotations
@@ -34,41 +37,59 @@ LOWEST, HIGHEST, CELLS = -6.0, 8.0, 84
 """Cells of `lam`: from noise 400 times to 1/3000 of the signal, six to a unit (60 equal steps have about one each)."""
 STREAM = 1 << 20
 """Of the motion; noise columns count from 1."""
+MOTION = "brownian-2"
+"""Names this motion in caches: what is above decides which samples a seed gives."""
 
 
 def brownian_noise(tableau: Tableau, seeds: Sequence[int], shape: tuple[int, ...]) -> Callable[[int], Tensor]:
     """`noise(m)` for `trajectory`: the unit normals `[len(seeds), *shape]` of column m, float32 on the CPU.
 
-    A column whose interval holds no cell of its own (a move back to more noise, a step far finer than a cell) gets the
-    independent normals that it has without a motion.
+    All columns are made at once and held: a batch takes as much memory of the host as its states at all times.
     """
     if not tableau.C.shape[1]:
         return _none
-    weights = cell_weights(tableau).float()
-    columns = torch.empty(len(weights), len(seeds), *shape, dtype=torch.float32, device="cpu")
+    given, left = (part.float() for part in split(tableau))
+    columns = torch.empty(len(given), len(seeds), *shape, dtype=torch.float32, device="cpu")
     for k, seed in enumerate(seeds):
-        cells = unit_noise([seed], (CELLS, *shape), STREAM)[0]
-        columns[:, k] = (weights @ cells.flatten(1)).view(-1, *shape)
-    for m in (weights == 0).all(1).nonzero()[:, 0].tolist():
-        columns[m] = unit_noise(seeds, shape, m + 1)
+        cells = unit_noise([seed], (CELLS, *shape), STREAM)[0].flatten(1)
+        own = torch.cat([unit_noise([seed], shape, m + 1) for m in range(len(given))]).flatten(1)
+        columns[:, k] = (given @ cells + left @ own).view(-1, *shape)
     return columns.__getitem__
 
 
-def cell_weights(tableau: Tableau) -> Tensor:
-    """`[M, CELLS]` float64: what each noise column takes of each cell; rows have norm 1, or 0 for columns without."""
-    lam = (tableau.alpha / tableau.sigma).log()
-    edges = torch.linspace(LOWEST, HIGHEST, CELLS + 1, dtype=torch.float64, device="cpu")
-    middle = (edges[1:] + edges[:-1]) / 2
-    free = torch.ones(CELLS, dtype=torch.bool, device="cpu")
-    weights = torch.zeros(tableau.C.shape[1], CELLS, dtype=torch.float64, device="cpu")
-    for m, column in enumerate(tableau.C.T):
-        row = int(column.nonzero()[0, 0]) if column.any() else 0
-        own = free & (middle > lam[row - 1]) & (middle <= lam[row]) if row else torch.zeros_like(free)
+def split(tableau: Tableau) -> tuple[Tensor, Tensor]:
+    """`[M, CELLS]` and `[M, M]`, float64: what each noise column takes of the unit normals of the cells and of the
+    columns' own.
+
+    The rows of the two side by side are orthonormal.
+    """
+    given = _correlations(tableau)
+    values, vectors = torch.linalg.eigh(torch.eye(len(given), dtype=torch.float64, device="cpu") - given @ given.T)
+    return given, (vectors * values.clamp(min=0.0).sqrt()) @ vectors.T
+
+
+def _correlations(tableau: Tableau) -> Tensor:
+    """`[M, CELLS]` of the columns' increments with those of the cells."""
+    lam = (tableau.alpha / tableau.sigma).log().detach()
+    held = tableau.expanded[2].detach().flatten(2).any(2) if tableau.C.ndim > 2 else tableau.expanded[2].detach() != 0
+    enters = held.int().argmax(0)  # the row that first holds a column
+    ends = torch.where(held.any(0), lam[enters], lam[0])
+    # What the row of a later draw does not hold is an inner node's: it must not use up what the step itself will need.
+    inner = [bool((~held[enters[enters > row], m]).any()) for m, row in enumerate(enters)]
+    cells = torch.linspace(LOWEST, HIGHEST, CELLS + 1, dtype=torch.float64, device="cpu")
+    edges = torch.cat([cells, ends.clamp(LOWEST, HIGHEST)]).unique()
+    cell = torch.searchsorted(cells, (edges[1:] + edges[:-1]) / 2) - 1
+    variance = (2 * edges[1:]).exp() - (2 * edges[:-1]).exp()  # of each piece between two edges
+    whole = torch.zeros(CELLS, dtype=torch.float64, device="cpu").index_add(0, cell, variance)
+    found = torch.zeros(len(ends), CELLS, dtype=torch.float64, device="cpu")
+    free = edges[1:] > lam[0]
+    for m in sorted(range(len(ends)), key=lambda m: (inner[m], int(enters[m]))):
+        own = free & (edges[1:] <= ends[m])
         free &= ~own
         if own.any():
-            weights[m, own] = (middle[own] - middle[own].max()).exp()
-            weights[m] /= weights[m].norm()
-    return weights
+            found[m].index_add_(0, cell[own], variance[own])
+            found[m] /= (variance[own].sum() * whole).sqrt()
+    return found
 
 
 def _none(m: int) -> Tensor:

@@ -165,11 +165,12 @@ def look(
     """Sample a table once under the default conditions, and keep what is asked for."""
     rows: list[Tensor] = []
     squares: list[Tensor] = []
+    together = teacher is not None and teacher.tableau.C.shape[1] > 0  # on its Brownian motion
     calls, seconds, likelihood = 0, 0.0, 0.0
     for start in range(0, len(seeds), batch_size):
         batch = seeds[start : start + batch_size]
         before, started = model.evaluations, time.perf_counter()
-        made = sample(model, tableau, seeds=batch, condition=default_condition(model, batch), brownian=True)
+        made = sample(model, tableau, seeds=batch, condition=default_condition(model, batch), brownian=together)
         calls, seconds = calls + model.evaluations - before, seconds + time.perf_counter() - started
         if features is not None:
             rows.append(features(made).double().cpu())

@@ -20,6 +20,7 @@ from fewstep.denoiser import Denoiser
 from fewstep.errors import ArgumentError, DenoiserError
 from fewstep.files import atomic_write_text
 from fewstep.found import Found
+from fewstep.minutes import affordable
 from fewstep.optimizing import Options, check_amounts, finished, prepared
 from fewstep.search.clock import Clock
 from fewstep.search.dynamic_oss import calls as oss_calls
@@ -27,7 +28,7 @@ from fewstep.search.ledger import Ledger
 from fewstep.search.methods import NotSoMany, Solver, Source, default_solver, sources
 from fewstep.search.plan import LEVELS, default_calls, trajectories, walked
 from fewstep.setting import Setting
-from fewstep.stages import Work, affordable
+from fewstep.stages import Work
 
 SUMMARY_FILE = "searches.json"
 

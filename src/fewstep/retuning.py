@@ -24,6 +24,7 @@ from fewstep.judging import Objective, selection_judge
 from fewstep.optimizing import prepared
 from fewstep.progress import Event, Report, silent
 from fewstep.randomness import ReportSeeds, SelectionSeeds
+from fewstep.search.teacher import sde_of
 
 if TYPE_CHECKING:
     from fewstep.denoiser import Denoiser
@@ -149,7 +150,7 @@ def retuned(
     if tableau.noise != ground.model.noise:
         raise ArgumentError(f"the table was made for {tableau.noise!r}, the network uses {ground.model.noise!r}")
     selection, report = SelectionSeeds(images), ReportSeeds(fresh)
-    teacher = ground.teachers.of(tableau.name, stochastic=tableau.C.shape[1] > 0)
+    teacher = ground.teachers.of(sde_of(tableau.name))
     chosen = selection_judge(ground.objective, ground.known, teacher, [*selection, *report])
     how = {"shift": shift, "mu": mu}
     search = _Search(ground.scorer([chosen], selection), images, trials, progress)

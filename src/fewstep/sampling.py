@@ -184,6 +184,8 @@ def sample(
     _check_family(denoiser, tableau)
     if condition is not None:
         _check_condition(condition, n)
+    if brownian and (noise is not None or seeds is None):
+        raise ArgumentError("brownian=True draws the noise of each seed: give seeds, and no noise of your own")
     if batch_size is not None and batch_size < 1:
         raise ArgumentError(f"batch_size={batch_size}: give a positive integer, or None for all samples at once")
     run = _Run(denoiser, tableau, seeds, start, init, condition, noise, brownian, accumulate, checkpoint)

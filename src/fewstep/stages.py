@@ -7,26 +7,25 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import fewstep
 from fewstep import models, remarks
 from fewstep.errors import ArgumentError
 from fewstep.found import Found
 from fewstep.judging import report_judges, selection_judge, taught
 from fewstep.learning import Lessons, require_start
+from fewstep.minutes import affordable
 from fewstep.progress import Event
 from fewstep.randomness import ReportSeeds, SelectionSeeds
-from fewstep.search.cache import digest
-from fewstep.search.clock import EVOLUTION, FIRST, HAND_CRAFTED, LEARNING, PLANS, RACE, TIME_SHARE, WAYS, Clock
+from fewstep.search.clock import EVOLUTION, FIRST, HAND_CRAFTED, LEARNING, PLANS, RACE, WAYS, Clock
 from fewstep.search.compete import Competition
 from fewstep.search.evolving import Breeder
 from fewstep.search.judges import Judge
-from fewstep.search.ledger import Ledger, speed
+from fewstep.search.ledger import Ledger
 from fewstep.search.methods import Source
 from fewstep.search.parts import HAND
 from fewstep.search.plan import LEAST, Plan, default_calls, plan
 from fewstep.search.select import Candidate, finite
+from fewstep.search.teacher import Teacher
 from fewstep.setting import Setting
 from fewstep.tableau import Tableau
 
@@ -53,6 +52,16 @@ class Work:
     given: Tableau | None = None
     clock: Clock = field(default_factory=Clock)
 
+    @property
+    def kind(self) -> str:
+        """What samples are compared with, as a word of `Teachers`."""
+        return self.setting.teachers.kind(self.sources, self.given)
+
+    @property
+    def teacher(self) -> Teacher | None:
+        """What samples are compared with."""
+        return self.setting.teachers.of(self.kind)
+
     def run(self, minutes: float | None, max_calls: int | None) -> Found:
         """All stages."""
         ground = self.setting
@@ -73,7 +82,7 @@ class Work:
             self.notes.append(f"Image-to-image: the samples start from {data.note}, taken by seed.")
         offset = ground.seeds.selection.offset if ground.seeds.selection else 0
         race, fresh = SelectionSeeds(p.counts[-1], offset), SelectionSeeds(p.fresh, offset + p.counts[-1])
-        teacher, seeds = ground.teachers.compared(self.sources), [*race, *fresh]
+        teacher, seeds = self.teacher, [*race, *fresh]
         self.judge = selection_judge(ground.objective, ground.known, teacher, seeds)
         scorer = ground.scorer([self.judge], race)
         lessons = Lessons(ground, p, self.ledger, self.nfe, self.judge, scorer, fresh.offset + len(fresh), clock)
@@ -216,7 +225,7 @@ class Work:
         count = self.clock.affordable(p.report, 2 * p.image_cost, self.ledger.calls, min(p.report, LEAST))
         seeds = ReportSeeds(count, ground.seeds.report.offset if ground.seeds.report else 0)
         paired = list(ReportSeeds(min(count, p.paired), seeds.offset)) if p.paired else []
-        teacher = ground.teachers.compared(self.sources)
+        teacher = self.teacher
         if paired and teacher is not None:
             with self.ledger.stage("teacher of the report", p.stages["teacher of the report"]):
                 teacher(paired, ground.progress)
@@ -272,29 +281,9 @@ class Work:
             figures,
             [c.record() for c in self.competition.race.standing()],
             self.ledger.record(),
-            self.plan.record(),
+            self.plan.record() | {"teacher": self.kind},
             notes,
             start_solver=start.solver,
             window=ground.window.record(),
             course=list(self.course),
         )
-
-
-def affordable(ground: Setting, ledger: Ledger, minutes: float, max_calls: int | None) -> tuple[int, str]:
-    """Calls that fit into the time, less those that measuring the speed took, and a remark.
-
-    The number is kept beside what it will pay for: a search that goes on, or is repeated, divides the same budget.
-    """
-    model = ground.model
-    name = "budget-" + digest(model.fingerprint, minutes, max_calls, ground.batch, model.batch_cost)
-    stored = ground.cache.read(name)
-    if stored is not None:
-        rate, calls = stored[0]["rate"].item(), int(stored[0]["calls"].item())
-    else:
-        with ledger.stage("speed", 3 * ground.batch * model.batch_cost):
-            rate = speed(model, ground.asked(range(ground.batch)), ground.batch)
-        calls = int(rate * 60 * minutes * TIME_SHARE)
-        calls = min(calls, max_calls or calls) - ledger.calls
-        values = {"rate": torch.tensor(rate, dtype=torch.float64), "calls": torch.tensor(calls)}
-        ground.cache.write(name, values, {})
-    return calls, f"The budget was set by {minutes:g} minutes at {rate:.0f} network calls a second on this machine."

@@ -8,11 +8,12 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from fewstep.search.methods import Source
-from fewstep.search.teacher import Teacher, reference_schedule, stochastic_reference
+from fewstep.search.teacher import Teacher, reference_schedule, sde_of, stochastic_reference
 
 if TYPE_CHECKING:
     from fewstep.rules import SolverSchedule
     from fewstep.setting import Setting
+    from fewstep.tableau import Tableau
 
 
 @dataclass
@@ -28,27 +29,28 @@ class Teachers:
         ends = self.ground.window.ends
         return self._made(reference_schedule(self.ground.window.noise, self.ground.teacher_calls, **ends))
 
-    def compared(self, sources: Sequence[Source]) -> Teacher | None:
-        """The one that samples of these solvers are compared with, if there is any; the stochastic one where all of
-        them are.
+    def kind(self, sources: Sequence[Source], given: Tableau | None = None) -> str:
+        """What samples of these solvers are compared with: one SDE's reference (`sde_of`) where all of them solve it,
+        else the deterministic one, which is the empty word. So it is where a deterministic table takes part: one that
+        was given, or one that is learned.
         """
-        return self.of(sources[0].name, stochastic=all(source.stochastic for source in sources))
+        kinds = {sde_of(source.name) for source in sources}
+        drawn = given is None or given.C.shape[1] > 0
+        return kinds.pop() if len(kinds) == 1 and drawn and not self.ground.learned else ""
 
-    def of(self, solver: str, *, stochastic: bool) -> Teacher | None:
-        """The one that samples of a solver are compared with, if there is any: of a stochastic one one that follows
-        the same Brownian motion from the same seed (`fewstep.brownian`).
+    def of(self, kind: str) -> Teacher | None:
+        """The teacher of that kind, if there are teachers. A stochastic one follows the Brownian motion that stochastic
+        samples are drawn on (`fewstep.brownian`).
         """
         ground = self.ground
         if not ground.teacher_calls:
             return None
-        if not stochastic:
+        if not kind:
             return self.reference
-        noise = ground.window.noise
-        schedule = stochastic_reference(solver, noise, ground.teacher_calls, **ground.window.ends)
-        key = schedule.tabulate(noise).digest
-        if key not in self._stochastic:
-            self._stochastic[key] = self._made(schedule, brownian=True)
-        return self._stochastic[key]
+        if kind not in self._stochastic:
+            schedule = stochastic_reference(kind, ground.window.noise, ground.teacher_calls, **ground.window.ends)
+            self._stochastic[kind] = self._made(schedule, brownian=True)
+        return self._stochastic[kind]
 
     @cached_property
     def maker(self) -> Teacher:

@@ -58,8 +58,7 @@ class Delivery:
             model, "dmn", cache=cache or folder / ".cache", start=begun, end=found.window["end"], batch_size=batch_size
         )
         self.network = self.ground.model
-        drawn = all(table.C.shape[1] for table in (self.found.start, self.found.tableau))
-        teacher = self.ground.teachers.of(self.found.solver, stochastic=drawn)
+        teacher = self.ground.teachers.of(str(found.plan.get("teacher", "")))
         assert teacher is not None
         self.teacher = teacher
         self.costs: list[Cost] = []

@@ -4,8 +4,8 @@ Seven solvers, each with its best hand-crafted times and with AYS's, at several 
 
 - Hand-crafted: all grids are raced on selection seeds with the solver and number of steps in question, and the best is
   taken. (The paper takes one grid for each family of solvers.)
-- AYS up to 10 steps: coordinate descent from every hand-crafted grid; snapshots of all ways are raced by the solver's
-  own Fréchet distance on selection seeds, and the best few compared on fresh ones.
+- AYS up to 10 steps: coordinate descent from every hand-crafted grid; snapshots of all ways are raced by what the
+  solver's samples score (`Settings.objective`) on selection seeds, and the best few compared on fresh ones.
 - AYS above: the paper's hierarchy, 10 steps to 20 to 40 without another score, read off log-linearly in between.
 
 What is chosen is scored on report seeds, in several disjoint sets. Every score is on disk before the next is made; the

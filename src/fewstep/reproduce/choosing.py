@@ -27,7 +27,7 @@ from fewstep.search.ays import Descent, Snapshot, descents, refine, to_ratios, t
 from fewstep.search.cache import Cache, Probe, digest
 from fewstep.search.klub import Gram, ratio_grid
 from fewstep.search.objective import Scorer
-from fewstep.search.teacher import CALLS, Teacher, reference_schedule, stochastic_reference
+from fewstep.search.teacher import CALLS, Teacher, reference_schedule, sde_of, stochastic_reference
 from fewstep.times.resample import log_linear
 
 if TYPE_CHECKING:
@@ -253,37 +253,36 @@ class Chooser:
         return self._scorer(solver).score(self.tableau(solver, grid), count)
 
     def _scorer(self, solver: str) -> Scorer:
-        return self._scorer_on(SelectionSeeds(max(images for images, _ in self.settings.rounds)), self._teacher(solver))
+        return self._scorer_on(SelectionSeeds(max(images for images, _ in self.settings.rounds)), sde_of(solver))
 
     def _scorer_of_finals(self, solver: str) -> Scorer:
-        return self._scorer_on(SelectionSeeds(self.settings.finals, SET_STRIDE), self._teacher(solver))
+        return self._scorer_on(SelectionSeeds(self.settings.finals, SET_STRIDE), sde_of(solver))
 
-    def _teacher(self, solver: str) -> Teacher:
-        """What `faithful` compares with: a stochastic solver with one that follows the same Brownian motion."""
+    def _teacher(self, kind: str) -> Teacher | None:
+        """What samples are compared with: those of an SDE's solvers with its reference on the same Brownian motion."""
         calls, noise = self.settings.teacher_calls, self.model.noise
-        drawn = solver in solvers.STOCHASTIC
-        schedule = stochastic_reference(solver, noise, calls) if drawn else reference_schedule(noise, calls)
-        tableau = schedule.tabulate(noise)
-        if tableau.digest not in self._teachers:
-            self._teachers[tableau.digest] = Teacher(
-                self.model, tableau, condition=self.condition, cache=self._cache, probe=self._probe,
-                batch_size=self.settings.batch, brownian=drawn,
+        if not taught(self.settings.objective):
+            return None
+        if kind not in self._teachers:
+            schedule = stochastic_reference(kind, noise, calls) if kind else reference_schedule(noise, calls)
+            self._teachers[kind] = Teacher(
+                self.model, schedule.tabulate(noise), condition=self.condition, cache=self._cache, probe=self._probe,
+                batch_size=self.settings.batch, brownian=bool(kind),
             )  # fmt: skip
-        return self._teachers[tableau.digest]
+        return self._teachers[kind]
 
-    def _scorer_on(self, seeds: SelectionSeeds, teacher: Teacher) -> Scorer:
-        key = (seeds, teacher.tableau.digest)
-        if key not in self._scorers:
-            self._scorers[key] = Scorer(
+    def _scorer_on(self, seeds: SelectionSeeds, kind: str) -> Scorer:
+        if (seeds, kind) not in self._scorers:
+            self._scorers[seeds, kind] = Scorer(
                 self.model,
-                [selection_judge(self.settings.objective, self.judge, teacher, seeds)],
+                [selection_judge(self.settings.objective, self.judge, self._teacher(kind), seeds)],
                 seeds,
                 condition=self.condition,
                 cache=self._cache,
                 probe=self._probe,
                 batch_size=self.settings.batch,
             )
-        return self._scorers[key]
+        return self._scorers[seeds, kind]
 
 
 def _choice(record: dict[str, Any]) -> Choice:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -73,11 +72,6 @@ class Source:
     def noise(self) -> NoiseSchedule:
         """Of the network."""
         return self.window.noise
-
-    @property
-    def stochastic(self) -> bool:
-        """Whether the solver draws noise."""
-        return any(candidate.tableau.C.shape[1] for candidate in islice(self.hand(), 1))
 
     def candidate(self, grid: Tensor, method: str, origin: str, **about: Any) -> Candidate | None:
         """The sampler on these times; None where the solver cannot use them, or makes another number of calls."""

@@ -22,14 +22,14 @@ import torch
 from torch import Tensor
 
 from fewstep.batching import in_batches
-from fewstep.brownian import brownian_noise
+from fewstep.brownian import MOTION, brownian_noise
 from fewstep.errors import ArgumentError, DenoiserError
 from fewstep.progress import Event, Report, silent
 from fewstep.sampling import first_state, sample, trajectory
 from fewstep.search import meter
 from fewstep.search.cache import Cache, Probe, SeedRows, digest, precision
 from fewstep.search.trajectories import Shelf, Trajectories
-from fewstep.solvers import dpmpp_3m, er_sde, sde_dpmpp_2m
+from fewstep.solvers import NAMES, STOCHASTIC, dpmpp_3m
 from fewstep.times import logsnr
 from fewstep.times.grids import Ends
 
@@ -47,6 +47,7 @@ InitOf = Callable[[Sequence[int]], Tensor]
 
 CALLS = 60
 CHUNK = 64
+DETOURS = ("heun_churn", "restart")
 
 
 def no_condition(_seeds: Sequence[int]) -> None:
@@ -100,7 +101,7 @@ class Teacher:
             "table": tableau.digest,
             "dtype": str(denoiser.dtype),
             "network dtype": str(getattr(denoiser, "network_dtype", None)),
-        }
+        } | ({"motion": MOTION} if tableau.C.shape[1] else {})
         self._shelf = Shelf(kept, f"trajectories-{digest(self.identity)}", self.identity, self._token, guard)
         self._knots = knots(tableau)
 
@@ -200,6 +201,7 @@ class Teacher:
     def _name(self, seeds: range) -> str:
         more = precision(self.denoiser)
         init = () if self.init is None else (self.init(seeds),)
+        more = (*more, MOTION) if self.tableau.C.shape[1] else more
         return "teacher-" + digest(
             self.denoiser.fingerprint, self.tableau.digest, list(seeds), self.condition(seeds), *init, *more
         )
@@ -243,11 +245,16 @@ def reference_schedule(noise: NoiseSchedule, calls: int = CALLS, **ends: Unpack[
     return dpmpp_3m(logsnr(noise, calls, **ends))
 
 
-def stochastic_reference(solver: str, noise: NoiseSchedule, calls: int = CALLS, **ends: Unpack[Ends]) -> SolverSchedule:
-    """The reference of a stochastic solver, on the same times: one of high order for the same SDE.
-
-    That is ER-SDE-3 for ER-SDE, and SDE-DPM-Solver++(2M) for the reverse SDE, which all others solve (with noise of
-    another amount than 1 its paths are not quite theirs, its distribution is).
+def sde_of(solver: str) -> str:
+    """The named solver that is the reference of a stochastic solver's SDE, on one Brownian motion with it: ER-SDE-3 for
+    ER-SDE, SDE-DPM-Solver++(2M) for all that solve the reverse SDE. Empty for those that solve the ODE, with detours to
+    more noise (churn, restart) or without.
     """
-    make = er_sde if solver.startswith("er_sde") else sde_dpmpp_2m
-    return make(logsnr(noise, calls, **ends))
+    if solver not in STOCHASTIC or solver in DETOURS:
+        return ""
+    return "er_sde_3" if solver.startswith("er_sde") else "sde_dpmpp_2m"
+
+
+def stochastic_reference(sde: str, noise: NoiseSchedule, calls: int = CALLS, **ends: Unpack[Ends]) -> SolverSchedule:
+    """The reference sampler of an SDE, `sde_of` a solver: on the same times as `reference_schedule`."""
+    return NAMES[sde](logsnr(noise, calls, **ends))
