@@ -158,6 +158,17 @@ def test_sample_with_a_named_solver_and_one_label(tmp_path):
         assert (tmp_path / name).read_bytes()[:4] == b"\x89PNG"
 
 
+def test_one_brownian_motion_for_every_number_of_calls(tmp_path):
+    asked = ("sample", "problem:grid_6x6", "--solver", "ddpm", "--times", "logsnr", "--seeds", "0-99")
+    made = {}
+    for nfe, motion in ((10, True), (40, True), (10, False), (40, False)):
+        out = tmp_path / f"{nfe}-{motion}.npy"
+        run(*asked, "--nfe", nfe, "--out", out, *(["--brownian"] if motion else []))
+        made[nfe, motion] = np.load(out)
+    together, apart = (np.square(made[10, motion] - made[40, motion]).mean() for motion in (True, False))
+    assert together < apart / 2
+
+
 def test_a_schedule_for_another_network_is_remarked(schedule, tmp_path):
     table = Tableau.load(schedule)
     table.meta["fingerprint"], table.meta["model"] = "something-else", "my network"
