@@ -45,13 +45,12 @@ is no better a reference than the data. The stochastic one on
 [one Brownian motion](theory/sde.md#one-brownian-motion-whatever-the-times) with the candidates chooses best by all three
 scores.
 
-(Study and table drew the motion in whole cells, a first version of what the program does now.)
+(The times of the table of seven solvers were raced on a first version of the motion, in whole cells; a new race may choose others.)
 
 `fewstep optimize` selects by the geometric mean of two such distances, of the features and of the samples themselves
 (`--objective faithful`), with a teacher of the solver's own kind; where no features are known, by the sliced one. In the
 tables above, which see features only, the distance of features alone (`matched`) chooses a little better, and the table of
-seven solvers is raced by it. The default counts the samples too, because features hardly see fine noise: at 5 steps EDM's
-times of DPM-Solver++(2M) are as near to the teacher as time-uniform ones in features, and nearly twice as far in pixels. The
+seven solvers is raced by it. The default counts the samples too, because features hardly see fine noise. The
 rows `fewstep optimize` at the top of this page are what the default finds, within 150,000 network calls of which the teacher's
 are a part; the rows `AYS, raced by FD` were raced by the distance to the data of up to 1,000 images. At 5 and 6 steps the
 former are nearer to the data *and* to the ODE teacher's samples than the latter and than every default. At 8 and 10 the judges
@@ -64,10 +63,10 @@ than EDM's, at 6.
 """What follows from the table."""
 
 READ = """With few steps and a solver of second or third order (DPM-Solver++(2M), ER-SDE-2 and 3 at 5 steps) AYS is nearest by every
-distance. Solvers of first order gain nothing over the best hand-crafted times, and SDE-DPM-Solver++(2M) loses at 5 steps: there the
+distance in the mean. Solvers of first order gain nothing over the best hand-crafted times, and SDE-DPM-Solver++(2M) loses at 5 steps: there the
 race chose a late sweep that fresh images do not confirm (the asterisk), and the race by FD below found better times. From 10
-steps on all solvers move from the data to the ODE teacher, which is further from the data than they were: AYS is nearer to the
-teacher than the best hand-crafted times in most cells, and for that reason further from the data. `fewstep optimize` returns the
+steps on solvers of higher order move on to the ODE teacher, and with it away from the data: there AYS is nearer to the teacher
+than the best hand-crafted times in most cells, and further from the data in most. `fewstep optimize` returns the
 better of the two on fresh selection seeds, so an asterisk means that its user gets the hand-crafted times.
 """
 """What the table of seven solvers says."""

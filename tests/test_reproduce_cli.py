@@ -20,6 +20,7 @@ from fewstep.reproduce.pictures import clean_images
 from fewstep.rules import SolverSchedule
 from fewstep.sampling import sample
 from fewstep.search.s3.initial import initial
+from fewstep.search.teacher import Teacher
 from fewstep.study.reading import read
 from fewstep.tableau import Tableau
 
@@ -65,6 +66,21 @@ SMALL = (
     "--images", "48", "--nfe", "2,3", "--solver", "ddim", "--paths", "16", "--levels", "8",
     "--selection", "96", "--out", "runs", "--device", "cpu", "--quiet",
 )  # fmt: skip
+
+
+def test_the_objective_is_what_chooses(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(times, "NAMES", {name: times.NAMES[name] for name in ("karras", "logsnr")})
+    asked: list[int] = []
+    whole = Teacher.endpoints
+    monkeypatch.setattr(Teacher, "__call__", lambda self, seeds, *more: asked.append(len(seeds)) or whole(self, seeds))
+    features = ("--features", "python:features_for_test:make", "--trust-pickle")
+    command = ("reproduce", "ays-table5", *FILES, *features, *SMALL[:2], "--nfe", "2", *SMALL[4:])
+    invoke(*command)
+    assert not asked  # the Fréchet distance, as in the paper
+    chosen = (folder / "runs" / "chosen.jsonl").read_text()
+    invoke(*command, "--objective", "faithful")
+    assert asked and (folder / "runs" / "chosen.jsonl").read_text().startswith(chosen)
+    assert "'nonsense': choose one of" in invoke(*command, "--objective", "nonsense", code=2)
 
 
 def test_the_table_from_files(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

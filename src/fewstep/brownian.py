@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from fewstep.program import occupied
 from fewstep.randomness import unit_noise
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def split(tableau: Tableau) -> tuple[Tensor, Tensor]:
 def _correlations(tableau: Tableau) -> Tensor:
     """`[M, CELLS]` of the columns' increments with those of the cells."""
     lam = (tableau.alpha / tableau.sigma).log().detach()
-    held = tableau.expanded[2].detach().flatten(2).any(2) if tableau.C.ndim > 2 else tableau.expanded[2].detach() != 0
+    held = occupied(tableau.expanded[2])
     enters = held.int().argmax(0)  # the row that first holds a column
     ends = torch.where(held.any(0), lam[enters], lam[0])
     # What the row of a later draw does not hold is an inner node's: it must not use up what the step itself will need.

@@ -54,19 +54,15 @@ class Teachers:
 
     @cached_property
     def maker(self) -> Teacher:
-        """The one that makes clean samples of noise alone, which those of the network's labels may be."""
+        """The one that makes clean samples, from noise alone, where a search has no data."""
         if self.ground.window.whole:
             return self.reference
-        ground = self.ground
-        schedule = reference_schedule(ground.window.noise, ground.teacher_calls)
-        return Teacher(
-            ground.model, schedule.tabulate(ground.window.noise), condition=ground.asked, cache=ground.cache,
-            probe=ground.probe, batch_size=ground.batch,
-        )  # fmt: skip
+        return self._made(reference_schedule(self.ground.window.noise, self.ground.teacher_calls), whole=True)
 
-    def _made(self, schedule: SolverSchedule, *, brownian: bool = False) -> Teacher:
+    def _made(self, schedule: SolverSchedule, *, whole: bool = False, brownian: bool = False) -> Teacher:
         ground = self.ground
-        condition, init = (ground.asked, None) if ground.window.start is None else (ground.condition, ground.init)
+        fresh = whole or ground.window.start is None
+        condition, init = (ground.asked, None) if fresh else (ground.condition, ground.init)
         return Teacher(
             ground.model, schedule.tabulate(ground.window.noise), condition=condition, cache=ground.cache,
             probe=ground.probe, batch_size=ground.batch, init=init, brownian=brownian,

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -108,18 +109,11 @@ class Delivery:
                     self.ground.make_data(self.found.plan["made"] or PICTURED, 0, Ledger(self.network))
                 init = self.ground.init(seeds)
             condition = self.ground.condition(seeds)
-            made = {
-                role: sample(
-                    self.network,
-                    tableau,
-                    seeds=seeds,
-                    init=init,
-                    condition=condition,
-                    batch_size=self.batch_size,
-                    brownian=True,
-                )
-                for role, tableau in (("before", self.found.start), ("after", self.found.tableau))
-            }
+            draw = partial(
+                sample, self.network, seeds=seeds, init=init, condition=condition, batch_size=self.batch_size,
+                brownian=True,
+            )  # fmt: skip
+            made = {"before": draw(self.found.start), "after": draw(self.found.tableau)}
             made["teacher"] = self.teacher(seeds)
             shown = {role: pictures(self.network, samples) for role, samples in made.items()}
         self.report(Event("picture", 1, 1))

@@ -48,6 +48,7 @@ InitOf = Callable[[Sequence[int]], Tensor]
 CALLS = 60
 CHUNK = 64
 DETOURS = ("heun_churn", "restart")
+"""Stochastic solvers that follow the ODE, and go back to more noise now and then."""
 
 
 def no_condition(_seeds: Sequence[int]) -> None:
@@ -199,9 +200,8 @@ class Teacher:
         return states, x0
 
     def _name(self, seeds: range) -> str:
-        more = precision(self.denoiser)
+        more = (*precision(self.denoiser), *((MOTION,) if self.tableau.C.shape[1] else ()))
         init = () if self.init is None else (self.init(seeds),)
-        more = (*more, MOTION) if self.tableau.C.shape[1] else more
         return "teacher-" + digest(
             self.denoiser.fingerprint, self.tableau.digest, list(seeds), self.condition(seeds), *init, *more
         )
