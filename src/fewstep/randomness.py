@@ -7,7 +7,7 @@ therefore has the same noise in any batch, on any device, after any retry.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import ClassVar, Self, overload
 
 import numpy as np
@@ -61,6 +61,12 @@ class Seeds(Sequence[int]):
     def __getitem__(self, index: int | slice) -> int | Sequence[int]:
         start = self.first + self.offset
         return range(start, start + self.n)[index]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self[:])
+
+    def __contains__(self, seed: object) -> bool:
+        return seed in self[:]
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.n}, offset={self.offset})"

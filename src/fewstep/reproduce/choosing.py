@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fewstep import solvers, times
+from fewstep.brownian import MOTION
 from fewstep.compare import Results
 from fewstep.conditions import first_rows
 from fewstep.errors import ArgumentError
@@ -167,7 +168,8 @@ class Chooser:
     def _key(self, solver: str, nfe: int, kind: str) -> str:
         data = digest(self.data.samples) if kind == "ays" else ""
         network = self.model.fingerprint, self.judge.reference.mean
-        return digest("choice", network, solver, nfe, kind, self.settings.spent, data)
+        motion = (MOTION,) if sde_of(solver) else ()
+        return digest("choice", network, solver, nfe, kind, self.settings.spent, data, *motion)
 
     def hand_crafted(self, solver: str, nfe: int) -> dict[str, Tensor]:
         """Every hand-crafted grid that can be laid with so many steps."""

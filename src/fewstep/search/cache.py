@@ -67,16 +67,19 @@ class Cache:
 
     def read(self, name: str) -> State | None:
         """The entry's tensors and record, or None if there is none (or it was damaged by other hands)."""
-        from safetensors import SafetensorError, safe_open
+        from safetensors import SafetensorError
+        from safetensors.torch import load
 
         path = self.path(name)
-        if path is None or not path.exists():
+        if path is None:
             return None
         try:
-            with safe_open(path, framework="pt") as file:
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
-                return tensors, json.loads((file.metadata() or {})["record"])
-        except (SafetensorError, KeyError, ValueError, OSError):
+            # In one piece: a reader that opens the file twice, as safe_open does, may meet two files where another
+            # process replaces it.
+            data = path.read_bytes()
+            header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+            return load(data), json.loads(header["__metadata__"]["record"])
+        except (SafetensorError, KeyError, TypeError, ValueError, OSError):
             return None
 
     def write(self, name: str, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:

@@ -97,7 +97,7 @@ PARTS: dict[str, Parts] = {
         report=0.1, auto=True,
     ),
     "grids": Parts(36, 24, dmn=2, curve=True, ays=True, guesses=16),
-    "ays": Parts(40, 24, ays=True),
+    "ays": Parts(40, 24, curve=True, ays=True),
     "dmn": Parts(16, 13, dmn=4),
     "gits": Parts(24, 18, plans={"gits": 8}),
     "oss": Parts(18, 15, plans={"oss": 2}),
