@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -66,18 +68,31 @@ def test_weights_for_each_element_of_a_sample() -> None:
     assert all(torch.equal(a, b) for a, b in zip(split(tableau), split(spread), strict=True))
 
 
-def test_a_column_is_the_exact_solutions_noise() -> None:
-    """Two steps' noise, carried on by the exact solution, is the one step's: the motion in 1 / sigma^2."""
+@pytest.mark.parametrize(
+    ("solver", "clock"),
+    [
+        (partial(solvers.sde_dpmpp_1, tau=1.0), lambda level: level**-2),
+        (partial(solvers.sde_dpmpp_1, tau=0.6), lambda level: level**-0.72),
+        (partial(solvers.er_sde, order=1), lambda level: (math.exp(level**0.3) + 10) ** -2),
+    ],
+    ids=["tau 1", "tau 0.6", "er_sde"],
+)
+def test_a_column_is_the_exact_solutions_noise(
+    solver: Callable[[torch.Tensor], SolverSchedule], clock: Callable[[float], float]
+) -> None:
+    """Two steps' noise, carried on by the exact solution, is the one step's: the motion in the process's clock."""
     lam = torch.linspace(-2, 2, 25, dtype=torch.float64)  # on the edges of cells
     levels = [*(-lam[[0, 12, 24]]).exp().tolist(), 0.0]
     two, one = (
-        solvers.get("sde_dpmpp_1")(torch.tensor(grid, dtype=torch.float64)).tabulate(EDM())
-        for grid in (levels, [levels[0], *levels[2:]])
+        solver(torch.tensor(grid, dtype=torch.float64)).tabulate(EDM()) for grid in (levels, [levels[0], *levels[2:]])
     )
     z, w = (brownian_noise(t, range(5), (4,)) for t in (two, one))
-    u = [1 / level**2 for level in levels[:3]]
+    u = [clock(level) for level in levels[:3]]
     motion = z(0) * math.sqrt(u[1] - u[0]) + z(1) * math.sqrt(u[2] - u[1])
     assert (motion - w(0) * math.sqrt(u[2] - u[0])).abs().max() < 1e-5 * math.sqrt(u[2])
+    # The table's own numbers: what one step adds to a state is what two add.
+    carried = two.A[2, 1] * two.C[1, 0] * z(0) + two.C[2, 1] * z(1)
+    assert (carried - one.C[1, 0] * w(0)).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("solver", ["ddpm", "sde_dpmpp_2m", "er_sde_3", "dpmpp_sde", "sa_solver"])
@@ -180,7 +195,7 @@ def test_rows_of_stochastic_tables_are_kept_under_the_motion(tmp_path: Path, mon
         first, _ = rows(solver)
         same, calls = rows(solver)
         assert torch.equal(first, same) and calls < 20
-        monkeypatch.setattr("fewstep.search.objective.MOTION", f"another than for {solver}")
+        monkeypatch.setattr("fewstep.brownian.MOTION", f"another than for {solver}")
         assert (rows(solver)[1] > 20) == again  # made anew where the noise is another
     expected = sample(model, table("ddpm", 4, model.noise), seeds=SelectionSeeds(20), brownian=True)
     assert torch.equal(rows("ddpm")[0][:, 0], expected[:, 0].double())

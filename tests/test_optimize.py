@@ -231,13 +231,14 @@ def test_found_is_better_and_says_by_how_much(found: Found) -> None:
     assert found.tableau.meta["report"]["after"] == found.report["after"] and found.tableau.meta["nfe"] == 4
 
 
-def test_grids_also_takes_times_from_the_loss_curve_and_ays_does_not(found: Found) -> None:
-    entered = {c["origin"] for c in found.candidates if c["method"] == "loss"}
-    assert entered == {f"rescaled entropic, power {power}" for power in ("1", "0.85", "1.15")}
-    starts = {c["start"] for c in found.candidates if c["method"] == "ays"}
-    assert starts & entered  # AYS goes down from them too
-    plain = optimize(counted(), 3, "ays", objective=off_the_modes, max_calls=BUDGET)
-    assert not any(c["method"] == "loss" for c in plain.candidates)
+def test_ays_and_grids_take_times_from_the_loss_curve_too(found: Found) -> None:
+    ays = optimize(counted(), 3, "ays", objective=off_the_modes, max_calls=BUDGET)
+    for one in (found, ays):
+        entered = {c["origin"] for c in one.candidates if c["method"] == "loss"}
+        assert entered == {f"rescaled entropic, power {power}" for power in ("1", "0.85", "1.15")}
+        starts = {c["start"] for c in one.candidates if c["method"] == "ays"}
+        assert starts & entered  # the descent goes down from them too
+    assert {c["method"] for c in ays.candidates} == {"hand", "loss", "ays"}
 
 
 def test_the_same_twice(found: Found) -> None:

@@ -10,14 +10,14 @@ The clock is that of the exact solution. In EDM's coordinates the reverse SDE wi
 
     d(x / sigma^2) = x0 d(1 / sigma^2) + dB(1 / sigma^2),
 
-a Brownian motion in the signal-to-noise ratio `exp(2 lam)`. What is shared are its increments over fixed cells of
+a Brownian motion in the signal-to-noise ratio `exp(2 lam)`; with another amount of noise, in `exp(2 tau^2 lam)`, and
+for ER-SDE in `1 / (exp(r^0.3) + 10)^2`, r the noise level. What is shared are its increments over fixed cells of
 `lam`. A column's interval begins where the last one's ended and ends at the level of the row that the column enters
 (inner nodes, whose noise is not kept, have none). The column is the motion's increment over it, over its standard
 deviation: its mean given the cells, plus what is left of its variance, from the column's own random stream. Intervals
 do not overlap, so the columns of every table are independent unit normals, exactly, and the sampler's law is what it
-was. Only the coupling of two tables is approximate: inside a cell, and for processes with another amount of noise
-(`tau`, `eta`, churn), another noise function (ER-SDE) or another basis (with a frozen `eps` the clock is
-`exp(-2 lam)`), which weigh the inside of an interval differently.
+was. Only the coupling of two tables is approximate: inside a cell, for tables whose steps differ in the process that
+they solve, and for what has another clock (churn; a frozen `eps`, `exp(-2 lam)`).
 """
 
 from __future__ import annotations
@@ -28,8 +28,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from fewstep.noise import as_float64
 from fewstep.program import occupied
 from fewstep.randomness import unit_noise
+from fewstep.steps import Step
+from fewstep.transfer import er_sde_function
 
 if TYPE_CHECKING:
     from fewstep.tableau import Tableau
@@ -38,8 +41,10 @@ LOWEST, HIGHEST, CELLS = -6.0, 8.0, 84
 """Cells of `lam`: from noise 400 times to 1/3000 of the signal, six to a unit (60 equal steps have about one each)."""
 STREAM = 1 << 20
 """Of the motion; noise columns count from 1."""
-MOTION = "brownian-2"
-"""Names this motion in caches: what is above decides which samples a seed gives."""
+MOTION = "brownian-3"
+"""Names this motion in caches: what is here decides which samples a seed gives."""
+ER_SDE = "er_sde"
+"""The process of ER-SDE; others have their `tau`."""
 
 
 def brownian_noise(tableau: Tableau, seeds: Sequence[int], shape: tuple[int, ...]) -> Callable[[int], Tensor]:
@@ -69,6 +74,28 @@ def split(tableau: Tableau) -> tuple[Tensor, Tensor]:
     return given, (vectors * values.clamp(min=0.0).sqrt()) @ vectors.T
 
 
+def motion(tableau: Tableau) -> tuple[str | float, ...]:
+    """Names a table's noise in caches; empty where it draws none."""
+    return (MOTION, process(tableau)) if tableau.C.shape[1] else ()
+
+
+def process(tableau: Tableau) -> str | float:
+    """What a table's noisy steps solve: their `tau` (DDIM's `eta` is the same in the limit), or `ER_SDE`.
+
+    1 where they differ, or where nothing is known of them.
+    """
+    steps = () if tableau.schedule is None else tableau.schedule.steps
+    found = {s.kernel or s.tau or s.eta for s in steps if isinstance(s, Step) and s.stochastic}
+    return found.pop() if len(found) == 1 else 1.0
+
+
+def clock(lam: Tensor, process: str | float) -> Tensor:
+    """The time of the Brownian motion that a process is one in; it rises with lam."""
+    if isinstance(process, str):
+        return torch.stack([as_float64(er_sde_function(ratio)) for ratio in (-lam).exp()]) ** -2
+    return (2 * process**2 * lam).exp()
+
+
 def _correlations(tableau: Tableau) -> Tensor:
     """`[M, CELLS]` of the columns' increments with those of the cells."""
     lam = (tableau.alpha / tableau.sigma).log().detach()
@@ -80,7 +107,7 @@ def _correlations(tableau: Tableau) -> Tensor:
     cells = torch.linspace(LOWEST, HIGHEST, CELLS + 1, dtype=torch.float64, device="cpu")
     edges = torch.cat([cells, ends.clamp(LOWEST, HIGHEST)]).unique()
     cell = torch.searchsorted(cells, (edges[1:] + edges[:-1]) / 2) - 1
-    variance = (2 * edges[1:]).exp() - (2 * edges[:-1]).exp()  # of each piece between two edges
+    variance = clock(edges, process(tableau)).diff()  # of each piece between two edges
     whole = torch.zeros(CELLS, dtype=torch.float64, device="cpu").index_add(0, cell, variance)
     found = torch.zeros(len(ends), CELLS, dtype=torch.float64, device="cpu")
     free = edges[1:] > lam[0]

@@ -1,8 +1,8 @@
 """Train a network for points in the plane: `python -m fewstep.networks.train_points spirals --out FILE.safetensors`.
 
 EDM's training (Karras et al. 2022, section 5) on fresh points at every step, so there is nothing to overfit. One CPU
-thread and about ten minutes; a checkpoint beside the file is written every half minute and taken up again by the same
-command.
+thread and about a quarter of an hour; a checkpoint beside the file is written every half minute and taken up again by
+the same command.
 """
 
 from __future__ import annotations

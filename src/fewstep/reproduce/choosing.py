@@ -168,7 +168,8 @@ class Chooser:
     def _key(self, solver: str, nfe: int, kind: str) -> str:
         data = digest(self.data.samples) if kind == "ays" else ""
         network = self.model.fingerprint, self.judge.reference.mean
-        motion = (MOTION,) if sde_of(solver) else ()
+        # What is compared with a teacher depends on how their noise is shared; the law of the samples does not.
+        motion = (MOTION,) if sde_of(solver) and taught(self.settings.objective) else ()
         return digest("choice", network, solver, nfe, kind, self.settings.spent, data, *motion)
 
     def hand_crafted(self, solver: str, nfe: int) -> dict[str, Tensor]:

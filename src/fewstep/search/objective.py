@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fewstep.batching import in_batches
-from fewstep.brownian import MOTION
+from fewstep.brownian import motion
 from fewstep.errors import ArgumentError
 from fewstep.metrics.statistics import Estimate
 from fewstep.sampling import sample
@@ -101,7 +101,7 @@ class Scorer:
         key = tableau.digest
         if key not in self._stores:
             judged = [judge.digest for judge in self.judges]
-            motion = (MOTION,) if tableau.C.shape[1] else ()
+            noise = motion(tableau)
 
             @functools.cache  # asked at reading and writing; conditions of a text encoder are megabytes
             def name(seeds: range) -> str:
@@ -113,7 +113,7 @@ class Scorer:
                     list(seeds),
                     self.condition(seeds),
                     *init,
-                    *motion,
+                    *noise,
                     *precision(self.denoiser),
                 )
 

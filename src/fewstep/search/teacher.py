@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from fewstep.batching import in_batches
-from fewstep.brownian import MOTION, brownian_noise
+from fewstep.brownian import brownian_noise, motion
 from fewstep.errors import ArgumentError, DenoiserError
 from fewstep.progress import Event, Report, silent
 from fewstep.sampling import first_state, sample, trajectory
@@ -102,7 +102,7 @@ class Teacher:
             "table": tableau.digest,
             "dtype": str(denoiser.dtype),
             "network dtype": str(getattr(denoiser, "network_dtype", None)),
-        } | ({"motion": MOTION} if tableau.C.shape[1] else {})
+        } | ({"motion": list(motion(tableau))} if tableau.C.shape[1] else {})
         self._shelf = Shelf(kept, f"trajectories-{digest(self.identity)}", self.identity, self._token, guard)
         self._knots = knots(tableau)
 
@@ -200,7 +200,7 @@ class Teacher:
         return states, x0
 
     def _name(self, seeds: range) -> str:
-        more = (*precision(self.denoiser), *((MOTION,) if self.tableau.C.shape[1] else ()))
+        more = (*precision(self.denoiser), *motion(self.tableau))
         init = () if self.init is None else (self.init(seeds),)
         return "teacher-" + digest(
             self.denoiser.fingerprint, self.tableau.digest, list(seeds), self.condition(seeds), *init, *more
