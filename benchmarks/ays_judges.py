@@ -40,11 +40,11 @@ from fewstep.search.ays import descents
 from fewstep.search.judges import projection
 from fewstep.search.methods import POWERS
 from fewstep.search.relatives import rescaled_entropic
-from fewstep.search.teacher import reference_schedule, stochastic_reference
+from fewstep.search.teacher import reference_schedule, sde_of, stochastic_reference
 from fewstep.tableau import Tableau
 
 DRAWN = ays.RUNS / "ays-judges"
-NFES = {"dpmpp_2m": (5, 6, 10), "sde_dpmpp_2m": (5, 10)}
+NFES = {"dpmpp_2m": (5, 6, 10), "sde_dpmpp_2m": (5, 10), "er_sde_3": (5, 10)}
 """Solvers, and their numbers of steps."""
 STARTS = ("karras", "logsnr", "vp_uniform", "quadratic", "cosine", "cosine_logsnr", "flow_shift", "rescaled entropic")
 SWEEPS = (1, 2, 4)
@@ -100,16 +100,16 @@ def observed(model: Denoiser, tableau: Tableau, block: int) -> Rows:
     }
 
 
-def taught(noise: NoiseSchedule) -> dict[str, Tableau]:
-    """The teachers."""
-    sde = stochastic_reference("sde_dpmpp_2m", noise)
+def taught(noise: NoiseSchedule, solver: str) -> dict[str, Tableau]:
+    """The teachers of a solver; for one of the ODE the stochastic one is shown beside."""
+    sde = stochastic_reference(sde_of(solver) or "sde_dpmpp_2m", noise)
     return {TEACHER: reference_schedule(noise).tabulate(noise), SDE: sde.tabulate(noise)}
 
 
 def draw(arguments: argparse.Namespace) -> None:
     """All blocks."""
     work = ays.table_of(arguments)
-    teachers = taught(work.model.noise)
+    teachers = taught(work.model.noise, arguments.solver)
     for block, nfe in itertools.product(range(arguments.blocks), arguments.nfe or NFES[arguments.solver]):
         tables = candidates(work, arguments.solver, nfe)
         folder = folder_of(arguments.solver, nfe)
@@ -138,7 +138,7 @@ def drawn(solver: str, nfe: int, least: int = 1) -> tuple[dict[str, Rows], Rows]
         parts = [load_file(folder / f"{k}-{key}.safetensors") for k in range(blocks)]
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
-    keys = {name: tableau.digest[:16] for name, tableau in taught(ays.network().noise).items()}
+    keys = {name: tableau.digest[:16] for name, tableau in taught(ays.network().noise, solver).items()}
     sde = {f"sde {name}": rows for name, rows in joined(DRAWN / SDE, keys[SDE]).items()}
     return {name: joined(folder, key) for key, name in names.items()}, joined(DRAWN / TEACHER, keys[TEACHER]) | sde
 

@@ -318,7 +318,7 @@ def test_the_budget_is_honoured_exactly(method: str, objective: str, tmp_path: P
     expected = (
         {"hand", "dmn"}
         if method == "dmn"
-        else {"hand", "ays"}
+        else {"hand", "loss", "ays"}
         if method == "ays"
         else {"hand", "dmn", "loss", "ays", "surrogate"}
     )
