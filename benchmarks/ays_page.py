@@ -61,7 +61,7 @@ steps no nearer to the data than time-uniform times. Who trusts a distance to th
 """What follows from the table."""
 
 READ = """With 5 steps and a solver of second or third order (DPM-Solver++(2M), ER-SDE-2 and 3) AYS is nearest by every
-distance. Solvers of first order gain nothing over the best hand-crafted times. With SDE-DPM-Solver++(2M) at 5 steps it is nearer
+distance. Solvers of first order gain nothing over the best hand-crafted times at 5 and 10 steps. With SDE-DPM-Solver++(2M) at 5 steps it is nearer
 to the data, and no nearer to either teacher, which is what the race looks at. From 10 steps on most cells are undecided: solvers
 of higher order move on to the ODE teacher, and with it away from the data, so that times that are nearer to the teacher are
 further from the data. So are SDE-DPM-Solver++(2M)'s, whose 20 and 30 steps inherit what is best at 10. `fewstep optimize` returns

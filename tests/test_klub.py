@@ -1,5 +1,7 @@
 """The Gram-matrix KLUB against closed forms (Gaussian data) and Monte Carlo; the cache, and what is refused."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -151,6 +153,34 @@ def test_results_do_not_depend_on_the_batch() -> None:
     one, three = (Gram.compute(problem.denoiser(), data, ratios=levels, batch_size=b) for b in (24, 5))
     assert torch.allclose(one.blocks, three.blocks, rtol=1e-5, atol=1e-6)
     assert torch.equal(one.counts, three.counts)
+
+
+MEMORY = """
+import torch
+from pathlib import Path
+from fewstep.denoiser import from_callable
+from fewstep.noise import EDM
+from fewstep.randomness import CalibrationSeeds
+from fewstep.search.klub import Gram, ratio_grid
+torch.set_num_threads(1)
+shape, batch, levels = (3, 64, 64), 16, 32
+x0 = lambda x, t: x / (1 + t.view(-1, 1, 1, 1) ** 2)
+model = from_callable(x0, prediction="x0", noise=EDM(), shape=shape, check=False)
+data = torch.ones(6 * batch, *shape)
+for n in (2, batch, 6 * batch):
+    Gram.compute(model, data[:n], seeds=CalibrationSeeds(n), ratios=ratio_grid(EDM(), levels), batch_size=batch)
+    print(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])  # the peak so far, in KiB
+"""
+"""Peaks of a process of its own after passes over 2, 16 and 96 samples, 16 in a batch."""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads Linux's peak")
+def test_memory_is_that_of_one_batch_whatever_the_number_of_samples() -> None:
+    run = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
+    least, one, six = (1024 * int(word) for word in run.stdout.split())
+    outputs = 16 * 32 * 3 * 64 * 64 * 4  # of one batch at all levels
+    assert one - least < 3 * outputs
+    assert six - one < outputs  # keeping them all would take five times that
 
 
 def test_a_batch_that_does_not_fit_is_halved() -> None:
