@@ -10,9 +10,9 @@
     report     writes docs/ays-results.md
 
 Every score is on disk (benchmarks/results/ays) before the next one begins; the same command goes on where it was
-stopped. The network is compiled, and in bfloat16 where the processor has it. The judges that may stop the descent
-are compared by `benchmarks.ays_judges`. `--part K/M` takes every M-th solver (or guidance) only,
-for several processes.
+stopped. On a CPU the network is compiled, and in bfloat16 where the processor has that; on a GPU it is in float32. The
+judges that may stop the descent are compared by `benchmarks.ays_judges`. `--part K/M` takes every M-th solver (or
+guidance) only, for several processes.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ from fewstep.reproduce.ays_table import KINDS, AysTable
 from fewstep.reproduce.choosing import SOLVERS, Settings
 from fewstep.sampling import sample
 from fewstep.search.ays import to_ratios
+from fewstep.search.cache import digest
 from fewstep.search.relatives import RELATIVES
 from fewstep.search.shortest import shortest
 
@@ -180,9 +181,11 @@ def target_grids(work: AysTable, solver: str, nfe: int) -> Iterator[tuple[str, C
 
 def kept_grid(work: AysTable, name: str, relative: Callable[..., Tensor], nfe: int) -> Tensor:
     """Times that come from the KLUB table, kept: another machine's table differs in its last digits."""
-    kept, key = Results(RESULTS / "table" / "relatives.jsonl"), f"{name}, {nfe}"
+    chosen = work.settings
+    kept = Results(RESULTS / "table" / "relatives.jsonl")
+    key = digest("relative", work.model.fingerprint, name, nfe, chosen.levels, chosen.paths, digits_data().samples)
     if kept.get(key) is None:
-        kept.add(key, {"times": relative(work.chooser.gram, work.model.noise, nfe).tolist()})
+        kept.add(key, {"name": name, "nfe": nfe, "times": relative(work.chooser.gram, work.model.noise, nfe).tolist()})
     return as_float64((kept.get(key) or {})["times"])
 
 
@@ -270,6 +273,7 @@ def made_table(arguments: argparse.Namespace) -> AysTable:
     path = RUNS / "ays-made.safetensors"
     if not path.exists():
         labels = models.default_condition(model, seeds)
+        path.parent.mkdir(parents=True, exist_ok=True)
         save_file({"images": sample(model, tableau, seeds=seeds, condition=labels, batch_size=250)}, path)
     data = Data(load_file(path)["images"], models.default_condition(model, seeds), f"{MADE} samples of the teacher")
     chosen = settings(arguments, solvers=("dpmpp_2m",), nfes=(5, 10))
@@ -286,6 +290,8 @@ def data(arguments: argparse.Namespace) -> None:
     for k in range(arguments.seed_sets):
         for nfe in work.settings.nfes:
             told(f"made data, {nfe}, set {k}:", work.score("dpmpp_2m", nfe, "ays", k))
+    for nfe in work.settings.nfes:  # the samples are not kept with the results, so the page has these from here
+        kept.add(f"scores, {nfe}", {s: page.scores(work, "dpmpp_2m", nfe, "ays", s) for s in ("fd", page.ODE)})
     if kept.get("klub") is None:
         real, made = table_of(arguments).chooser.gram, work.chooser.gram
         noise = work.model.noise
@@ -322,7 +328,7 @@ def report(arguments: argparse.Namespace) -> None:
             page.by_frechet_text(table_of(arguments, nfes=(5, 10), **BY_FRECHET)),
             page.judging_text(RESULTS),
             page.guided_text({w: guided_table(arguments, w) for w in GUIDANCE if guided_path(w).exists()}),
-            page.data_text(work, made_table(arguments), Results(RESULTS / "made" / "gap.jsonl").get("klub")),
+            page.data_text(work, Results(RESULTS / "made" / "gap.jsonl")),
         ]
     )
     atomic_write_text(arguments.docs / "ays-results.md", text)

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from benchmarks import ays
 from fewstep import models
+from fewstep.brownian import motion
 from fewstep.denoiser import Denoiser
 from fewstep.files import atomic_write_text
 from fewstep.metrics import Statistics, frechet, sliced_wasserstein
@@ -37,6 +38,7 @@ from fewstep.randomness import SelectionSeeds
 from fewstep.reproduce.ays_table import AysTable
 from fewstep.sampling import sample
 from fewstep.search.ays import descents
+from fewstep.search.cache import digest
 from fewstep.search.judges import projection
 from fewstep.search.methods import POWERS
 from fewstep.search.relatives import rescaled_entropic
@@ -82,7 +84,12 @@ def folder_of(solver: str, nfe: int) -> Path:
 
 def path_of(folder: Path, block: int, tableau: Tableau) -> Path:
     """Where a candidate's rows of a block lie."""
-    return folder / f"{block}-{tableau.digest[:16]}.safetensors"
+    return folder / f"{block}-{named(tableau)}.safetensors"
+
+
+def named(tableau: Tableau) -> str:
+    """A table, the network and the noise, in sixteen digits."""
+    return digest(ays.network().fingerprint, tableau.digest, *motion(tableau))
 
 
 @torch.no_grad()
@@ -119,7 +126,7 @@ def draw(arguments: argparse.Namespace) -> None:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 save_file(observed(work.model, tableau, block), path.with_suffix(".part"))
                 os.replace(path.with_suffix(".part"), path)
-        names = {tableau.digest[:16]: name for name, tableau in tables.items()}
+        names = {named(tableau): name for name, tableau in tables.items()}
         atomic_write_text(folder / "names.json", json.dumps(names, indent=1))
         print(f"block {block}, {nfe} steps: {len(tables)} candidates", flush=True)
 
@@ -138,7 +145,7 @@ def drawn(solver: str, nfe: int, least: int = 1) -> tuple[dict[str, Rows], Rows]
         parts = [load_file(folder / f"{k}-{key}.safetensors") for k in range(blocks)]
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
-    keys = {name: tableau.digest[:16] for name, tableau in taught(ays.network().noise, solver).items()}
+    keys = {name: named(tableau) for name, tableau in taught(ays.network().noise, solver).items()}
     sde = {f"sde {name}": rows for name, rows in joined(DRAWN / SDE, keys[SDE]).items()}
     return {name: joined(folder, key) for key, name in names.items()}, joined(DRAWN / TEACHER, keys[TEACHER]) | sde
 

@@ -118,9 +118,9 @@ def has_bfloat16(device: str = "cpu") -> bool:
 def quick(model: Denoiser, half: bool | None = None) -> Denoiser:
     """The digit network as fast as its device computes it.
 
-    That is bfloat16 on machines that have it and float32 on others. The fingerprint is one and the same: scores of one
-    sampler in either differ by 0.001, a twentieth of their standard error (docs/ays-results.md), and a table that was
-    begun on one machine goes on on another.
+    That is bfloat16 on CPUs that have it, and float32 on others and on GPUs. The fingerprint is one and the same:
+    scores of one sampler in either differ by 0.001, a twentieth of their standard error (docs/ays-results.md), and a
+    table that was begun on one machine goes on on another.
     """
     name = model.fingerprint + BFLOAT16
     inner: Any = model

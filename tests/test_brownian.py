@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from fewstep import models, solvers, times
-from fewstep.brownian import brownian_noise, split
+from fewstep.brownian import brownian_noise, process, split
 from fewstep.errors import ArgumentError
 from fewstep.noise import EDM, Flow, VPLinear
 from fewstep.optimizing import optimize
@@ -24,6 +24,7 @@ from fewstep.search.cache import Cache
 from fewstep.search.judges import ImageJudge
 from fewstep.search.objective import Scorer
 from fewstep.search.teacher import Teacher, no_condition, reference_schedule, sde_of, stochastic_reference
+from fewstep.steps import Step
 from fewstep.tableau import Tableau
 
 NOISES = (EDM(), VPLinear(), Flow())
@@ -93,6 +94,33 @@ def test_a_column_is_the_exact_solutions_noise(
     # The table's own numbers: what one step adds to a state is what two add.
     carried = two.A[2, 1] * two.C[1, 0] * z(0) + two.C[2, 1] * z(1)
     assert (carried - one.C[1, 0] * w(0)).abs().max() < 1e-5
+
+
+def test_the_process_that_a_table_solves() -> None:
+    grid = times.logsnr(EDM(), 6)
+    schedules = {
+        "sde_dpmpp_2m": 1.0, "er_sde_2": "er_sde", "heun_churn": 1.0, "dpmpp_2m": 1.0,
+    }  # fmt: skip
+    for name, expected in schedules.items():
+        assert process(solvers.get(name)(grid).tabulate(EDM())) == expected
+    step = Step(tau=0.5)
+    cases: list[tuple[SolverSchedule, object]] = [
+        (solvers.sde_dpmpp_2m(grid, tau=0.3), 0.3),
+        (solvers.ddim(grid, eta=0.4), 0.4),
+        (solvers.dpmpp_2s_ancestral(grid, eta=0.6), 0.6),
+        (solvers.sa_solver(grid, tau=[0.5] * 5 + [1.0]), 0.5),  # the last step draws nothing
+        (SolverSchedule(grid, (step, step, Step(tau=0.7), *[step] * 3)), 1.0),  # a mixture
+        (SolverSchedule(grid, (step, Step(kernel="er_sde", noise_scale=0.0), *[step] * 4)), 0.5),
+    ]
+    for schedule, expected in cases:
+        assert process(schedule.tabulate(EDM())) == expected
+    assert process(replace(solvers.er_sde(grid).tabulate(EDM()), schedule=None)) == 1.0  # nothing tells
+
+
+@pytest.mark.parametrize("tau", [1e-8, 0.2, 7.0, 20.0])
+def test_any_amount_of_noise_has_its_law(tau: float) -> None:
+    given, own = split(solvers.sde_dpmpp_2m(times.logsnr(EDM(), 6), tau=tau).tabulate(EDM()))
+    assert (given @ given.T + own @ own.T - torch.eye(len(given))).abs().max() < 1e-12
 
 
 @pytest.mark.parametrize("solver", ["ddpm", "sde_dpmpp_2m", "er_sde_3", "dpmpp_sde", "sa_solver"])

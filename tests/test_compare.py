@@ -11,6 +11,7 @@ from fewstep.errors import ArgumentError, SeedsError
 from fewstep.metrics import frechet_with_error
 from fewstep.randomness import ReportSeeds, SelectionSeeds, unit_noise
 from fewstep.sampling import sample
+from fewstep.search.teacher import Teacher, stochastic_reference
 
 NAME = "problem:gaussian"
 
@@ -124,6 +125,16 @@ def test_a_file_cut_at_any_byte_opens_and_is_mended(model, tmp_path):
         return [r | {"scores": {k: v for k, v in r["scores"].items() if k != "seconds"}} for r in rows]
 
     assert plain(r.to_dict() for r in run(model, path)) == plain(first)
+
+
+def test_scores_against_a_stochastic_teacher_are_kept_under_the_motion(model, monkeypatch):
+    sde = stochastic_reference("sde_dpmpp_2m", model.noise, 12).tabulate(model.noise)
+    cases = [(Teacher(model, sde, brownian=True), True), (compare.teacher(model, calls=20), False)]
+    ddpm = solvers.ddpm(times.logsnr(model.noise, 4)).tabulate(model.noise)
+    keys = [compare.key_of(model, ddpm, ReportSeeds(60), None, teacher) for teacher, _ in cases]
+    monkeypatch.setattr("fewstep.brownian.MOTION", "another")
+    for key, (teacher, other) in zip(keys, cases, strict=True):
+        assert (compare.key_of(model, ddpm, ReportSeeds(60), None, teacher) != key) == other
 
 
 def test_the_key_changes_with_everything_that_matters(model):

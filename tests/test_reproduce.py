@@ -78,6 +78,26 @@ def test_an_interrupted_table_goes_on_to_the_same_scores(whole: AysTable, tmp_pa
     assert rest.markdown() == whole.markdown()
 
 
+def test_another_machines_last_bits_find_the_same_score(whole: AysTable) -> None:
+    work = table(whole.folder)
+    grid = work.chooser.chosen("sde_dpmpp_2m", 4, "hand").times
+    near, other = (grid * (1 + size * torch.tensor([0.0, 1, -1, 1, 0], dtype=torch.float64)) for size in (5e-16, 1e-6))
+    assert not torch.equal(near, grid)
+    assert work.found("sde_dpmpp_2m", near) == work.found("sde_dpmpp_2m", grid) != []
+    assert work.found("sde_dpmpp_2m", other) == []
+    assert work.found("ddim", grid) == []
+
+
+def test_what_was_raced_on_another_motion_is_raced_again(whole: AysTable, monkeypatch: pytest.MonkeyPatch) -> None:
+    work = table(whole.folder, replace(SMALL, objective="matched"))
+    frechet = table(whole.folder, replace(SMALL, objective="frechet")).chooser
+    keys = [work.chooser._key(solver, 4, "hand") for solver in ("ddim", "ddpm")]
+    law = frechet._key("ddpm", 4, "hand")
+    monkeypatch.setattr("fewstep.reproduce.choosing.MOTION", "another")
+    assert work.chooser._key("ddim", 4, "hand") == keys[0] and work.chooser._key("ddpm", 4, "hand") != keys[1]
+    assert frechet._key("ddpm", 4, "hand") == law
+
+
 def test_the_best_hand_crafted_times_are_chosen_by_the_score(tmp_path: Path) -> None:
     work = table(tmp_path, replace(SMALL, rounds=((64, 0.0),)))
     choice = work.chooser.chosen("ddim", 4, "hand")

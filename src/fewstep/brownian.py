@@ -17,7 +17,7 @@ for ER-SDE in `1 / (exp(r^0.3) + 10)^2`, r the noise level. What is shared are i
 deviation: its mean given the cells, plus what is left of its variance, from the column's own random stream. Intervals
 do not overlap, so the columns of every table are independent unit normals, exactly, and the sampler's law is what it
 was. Only the coupling of two tables is approximate: inside a cell, for tables whose steps differ in the process that
-they solve, and for what has another clock (churn; a frozen `eps`, `exp(-2 lam)`).
+they solve or have no decisions that would tell, and for what has another clock (churn; a frozen `eps`, `exp(-2 lam)`).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from torch import Tensor
 from fewstep.noise import as_float64
 from fewstep.program import occupied
 from fewstep.randomness import unit_noise
-from fewstep.steps import Step
+from fewstep.steps import Down, Step
 from fewstep.transfer import er_sde_function
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ STREAM = 1 << 20
 """Of the motion; noise columns count from 1."""
 MOTION = "brownian-3"
 """Names this motion in caches: what is here decides which samples a seed gives."""
+LEAST_TAU, MOST_TAU = 1e-3, 4.0
 ER_SDE = "er_sde"
 """The process of ER-SDE; others have their `tau`."""
 
@@ -80,12 +81,16 @@ def motion(tableau: Tableau) -> tuple[str | float, ...]:
 
 
 def process(tableau: Tableau) -> str | float:
-    """What a table's noisy steps solve: their `tau` (DDIM's `eta` is the same in the limit), or `ER_SDE`.
+    """What a table's noisy steps solve: their `tau` (in the limit an `eta`, DDIM's or the ancestral one, is the same),
+    or `ER_SDE`.
 
-    1 where they differ, or where nothing is known of them.
+    1 where they differ, and where a table has no decisions (those of traced foreign code).
     """
-    steps = () if tableau.schedule is None else tableau.schedule.steps
-    found = {s.kernel or s.tau or s.eta for s in steps if isinstance(s, Step) and s.stochastic}
+    moves = () if tableau.schedule is None else tableau.schedule.steps
+    if tableau.sigma[-1] == 0:  # the move onto it draws nothing
+        moves = moves[:-1]
+    found = {s.kernel or s.tau or s.eta for s in moves if isinstance(s, Step) and s.stochastic and s.noise_scale}
+    found |= {s.node.eta for s in moves if isinstance(s.node, Down) and s.node.eta}
     return found.pop() if len(found) == 1 else 1.0
 
 
@@ -93,7 +98,8 @@ def clock(lam: Tensor, process: str | float) -> Tensor:
     """The time of the Brownian motion that a process is one in; it rises with lam."""
     if isinstance(process, str):
         return torch.stack([as_float64(er_sde_function(ratio)) for ratio in (-lam).exp()]) ** -2
-    return (2 * process**2 * lam).exp()
+    tau = min(max(process, LEAST_TAU), MOST_TAU)  # beyond these the numbers run out; the law of a column stays
+    return (2 * tau**2 * lam).exp()
 
 
 def _correlations(tableau: Tableau) -> Tensor:

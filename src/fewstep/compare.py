@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from fewstep import solvers, times
+from fewstep.brownian import motion
 from fewstep.errors import ArgumentError
 from fewstep.metrics import frechet_with_error, paired_rmse
 from fewstep.metrics.statistics import mean_with_error
@@ -231,6 +232,8 @@ def key_of(model: Denoiser, tableau: Tableau, seeds: ReportSeeds, judge: Judge |
     judged = None if judge is None else [judge.name, judge.reference.mean.tolist()]
     taught = None if teacher is None else teacher.tableau.digest
     record = [FORMAT, model.fingerprint, tableau.digest, repr(seeds), judged, taught]
+    if teacher is not None and teacher.tableau.C.shape[1]:  # both follow one Brownian motion
+        record += [motion(teacher.tableau), motion(tableau)]
     return hashlib.sha256(json.dumps(record).encode()).hexdigest()[:20]
 
 
