@@ -364,6 +364,7 @@ def figure(work: AysTable, path: Path) -> None:
     import io
 
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogLocator
 
     names = work.settings.solvers
     figure_, axes = plt.subplots(2, 4, figsize=(12, 5.6), sharex=True, layout="constrained")
@@ -379,6 +380,8 @@ def figure(work: AysTable, path: Path) -> None:
         axis.set(title=name, yscale="log", xscale="log", xticks=work.settings.nfes)
         axis.set_xticklabels(work.settings.nfes)
         axis.minorticks_off()
+        axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0)))
+        axis.yaxis.set_major_formatter("{x:g}")
         axis.grid(alpha=0.3)
     for axis in axes[1]:
         axis.set_xlabel("steps")
