@@ -46,8 +46,8 @@ def test_the_columns_of_every_table_are_independent_unit_normals(solver: str, no
 
 
 def test_the_law_of_a_table_finer_than_the_cells() -> None:
-    noise = brownian_noise(table("sde_dpmpp_2m", 300), range(500), (3,))
-    rows = torch.stack([noise(m) for m in (0, 40, 41, 42, 200, 201)]).flatten(1)
+    noise = brownian_noise(table("sde_dpmpp_2m", 120), range(500), (3,))  # over 64 cells
+    rows = torch.stack([noise(m) for m in (0, 40, 41, 42, 100, 101)]).flatten(1)
     assert rows.std(1).sub(1).abs().max() < 0.08
     assert torch.corrcoef(rows).sub(torch.eye(6)).abs().max() < 0.12
 
@@ -117,7 +117,7 @@ def test_the_process_that_a_table_solves() -> None:
     assert process(replace(solvers.er_sde(grid).tabulate(EDM()), schedule=None)) == 1.0  # nothing tells
 
 
-@pytest.mark.parametrize("tau", [1e-8, 0.2, 7.0, 20.0])
+@pytest.mark.parametrize("tau", [1e-8, 0.2, 7.0, 50.0])
 def test_any_amount_of_noise_has_its_law(tau: float) -> None:
     given, own = split(solvers.sde_dpmpp_2m(times.logsnr(EDM(), 6), tau=tau).tabulate(EDM()))
     assert (given @ given.T + own @ own.T - torch.eye(len(given))).abs().max() < 1e-12
@@ -203,8 +203,8 @@ def test_optimize_compares_like_with_like(solver: str | list[str], kind: str, mo
     monkeypatch.setattr(Teacher, "endpoints", endpoints)
     monkeypatch.setattr(Teacher, "__call__", endpoints)
     model = models.load("problem:grid_6x6")
-    found = optimize(model, 5, "dmn", solver=solver, max_calls=20_000, objective="matched")
-    schedule = stochastic_reference(kind, model.noise) if kind else reference_schedule(model.noise)
+    found = optimize(model, 5, "dmn", solver=solver, max_calls=8_000, objective="matched", teacher_calls=20)
+    schedule = stochastic_reference(kind, model.noise, 20) if kind else reference_schedule(model.noise, 20)
     assert asked == {schedule.tabulate(model.noise).digest}
     assert found.plan["teacher"] == kind
 

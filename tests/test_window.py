@@ -17,7 +17,7 @@ from fewstep.report.found import page_of
 from fewstep.sampling import sample
 from fewstep.search.cache import Cache, Probe
 from fewstep.search.klub import Gram, ratio_grid
-from fewstep.search.methods import AYS, MANY, sources
+from fewstep.search.methods import AYS, LOSS, MANY, sources
 from fewstep.search.parts import PARTS
 from fewstep.search.plan import default_calls, plan
 from fewstep.search.teacher import Teacher, reference_schedule
@@ -88,7 +88,7 @@ def test_image_to_image(tmp_path: Path) -> None:
     found = optimize(counted(), 3, "ays", objective="teacher", start=1.5, end="min", max_calls=2 * BUDGET, out=tmp_path)
     grids = [record["times"] for record in found.candidates]
     assert all(grid[0] == 1.5 and grid[-1] == 0.002 for grid in grids)
-    assert {record["method"] for record in found.candidates} == {"hand", AYS}
+    assert {record["method"] for record in found.candidates} == {"hand", LOSS, AYS}
     assert found.window["start"] == 1.5 and found.window["end"] == "min" and found.window["image_to_image"]
     text = " ".join(found.notes)
     assert "Image-to-image: the samples start from exact samples of the problem" in text

@@ -120,7 +120,7 @@ def _data_move(step: Step, s: Place, t: Place, order: int, noise: NoiseSchedule)
     if step.kernel == "er_sde":
         return Move(base, moments + _er_sde_moments(s, t, order), std)
     h = t.lam - s.lam
-    rate = 1.0 - log(share) / h if step.stochastic else 1.0
+    rate = 1.0 - log(share) / h if step.eta > 0 else 1.0 + step.tau**2
     if step.variable == "lam":
         moments += [t.alpha * rate * h ** (k + 1) * phi(k + 1, -rate * h) for k in range(1, order)]
         return Move(base, moments, std)
