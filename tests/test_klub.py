@@ -123,7 +123,7 @@ def test_one_pass_over_gaussian_data(noise: object) -> None:
     """Monte Carlo against the closed form, in any noise schedule, within five standard errors."""
     problem = problems.Gaussian(0.3, torch.tensor([C**2] * 16), shape=(16,), noise=noise)
     data = problem.sample(256, seed=1)
-    levels = ratio_grid(EDM(0.01, 10.0), 24)
+    levels = ratio_grid(EDM(0.011, 10.0), 24)
     gram = Gram.compute(problem.denoiser(), data, ratios=levels)
     assert gram.samples == 256 and gram.calls == 256 * 24
     ideal = C**4 * (1 / (levels[:, None] ** 2 + C**2) - 1 / (levels**2 + C**2)).abs()
@@ -275,3 +275,31 @@ def test_what_is_refused() -> None:
     broken = Denoiser(lambda x, t, c: x * float("nan"), noise=NOISE, shape=(2,), check_finite=False)
     with pytest.raises(DenoiserError, match="not finite at time"):
         Gram.compute(broken, data)
+
+
+@pytest.mark.parametrize(
+    ("ratios", "said"),
+    [
+        ([1e-6, 0.1, 1.0], "and the network's noise levels from"),
+        ([0.1, 1.0, 1e6], "and the network's noise levels from"),
+        ([1.0, 0.5, 0.1], "that rise"),
+        ([0.1, float("nan"), 1.0], "that rise"),
+    ],
+)
+def test_noise_levels_that_the_network_does_not_know_are_refused(ratios: list[float], said: str) -> None:
+    model = problems.get("gaussian_8x8", NOISE).denoiser()
+    levels = torch.tensor(ratios, dtype=torch.float64)
+    with pytest.raises(ArgumentError, match=said):
+        Gram.compute(model, torch.zeros(4, *model.shape), seeds=CalibrationSeeds(4), ratios=levels)
+    assert model.evaluations == 0
+
+
+def test_data_that_are_not_finite_are_the_datas_fault() -> None:
+    model = problems.get("gaussian_8x8", NOISE).denoiser()
+    data = torch.zeros(4, *model.shape)
+    data[2] = float("nan")
+    with pytest.raises(ArgumentError, match=r"data\[2\] is not finite"):
+        Gram.compute(model, data, seeds=CalibrationSeeds(4))
+    with pytest.raises(ArgumentError, match="batch_size=0"):
+        Gram.compute(model, data[:2], seeds=CalibrationSeeds(2), batch_size=0)
+    assert model.evaluations == 0

@@ -134,3 +134,12 @@ def test_judge_of_problems() -> None:
     assert scores["frechet"] < 5 * scores["frechet_error"] + 0.05
     assert scores["nll"] == pytest.approx(problem.nll(problem.sample(5000, seed=6)), abs=0.2)
     assert models.judge("python:somewhere:make") is None
+
+
+def test_guidance_without_conditions_is_refused() -> None:
+    """Nothing would be guided: the network would be asked for unconditional samples alone, at twice the cost."""
+    model = models.load("problem:images_8x8", guidance=3.0)
+    with pytest.raises(ArgumentError, match="guidance=3 does nothing without conditions"):
+        models.default_condition(model, range(2))
+    assert models.default_condition(models.load("problem:images_8x8"), range(2)) is None
+    assert models.default_condition(models.load("mnist", guidance=3.0), range(2)) is not None

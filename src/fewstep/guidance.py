@@ -132,6 +132,15 @@ class Guided(_Doubled):
         return factor * guided + (1 - factor) * skip
 
 
+def weight_of(denoiser: Denoiser) -> float:
+    """The weight of the classifier-free guidance in a denoiser; 1 where there is none."""
+    while isinstance(denoiser, Wrapped):
+        if isinstance(denoiser, Guided):
+            return denoiser.scale
+        denoiser = denoiser.inner
+    return 1.0
+
+
 def guided(
     denoiser: Denoiser,
     scale: float,

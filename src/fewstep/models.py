@@ -27,7 +27,7 @@ from fewstep.conditions import Condition
 from fewstep.denoiser import Denoiser
 from fewstep.devices import places_of, spread
 from fewstep.errors import ArgumentError
-from fewstep.guidance import guided
+from fewstep.guidance import guided, weight_of
 from fewstep.metrics import Features, Statistics
 from fewstep.networks.labels import innermost
 from fewstep.noise import EDM, Discrete, Flow, NoiseSchedule, VPCosine, VPLinear
@@ -199,11 +199,15 @@ def _from_factory(name: str) -> Denoiser:
 def default_condition(model: Denoiser, seeds: Sequence[int]) -> Condition:
     """Balanced labels, `seed % classes` for each seed, for a class-conditional network of this package; the prompts of
     a pipeline in turn; else None.
+
+    Errors: `ArgumentError` for a guided network without either: without conditions its guidance would do nothing.
     """
     latent = _latent(model)
     if latent is not None:
         return latent.condition_of(seeds)
     classes = networks.classes_of(model)
+    if classes is None and (weight := weight_of(model)) != 1:
+        raise ArgumentError(f"guidance={weight:g} does nothing without conditions: give condition=, or leave it out")
     return None if classes is None else torch.tensor([int(seed) % classes for seed in seeds], device=model.device)
 
 

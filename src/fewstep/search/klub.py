@@ -31,7 +31,7 @@ from fewstep.noise import NoiseSchedule, as_float64
 from fewstep.outputs import check_finite
 from fewstep.progress import Event, Report, silent
 from fewstep.randomness import CalibrationSeeds, unit_noise
-from fewstep.search.cache import Cache, Probe, digest
+from fewstep.search.cache import Cache, Probe, digest, precision
 from fewstep.search.lookup import Lookup
 from fewstep.times.grids import finite_ratio
 from fewstep.times.resample import log_linear
@@ -155,7 +155,7 @@ class Gram:
             seeds: N calibration seeds, one path each.
             condition: of the N samples.
             ratios: `[G]` rising noise levels, by default 128 over the network's range.
-            batch_size: samples in a batch; by default what keeps the outputs of all levels under 256 MB.
+            batch_size: samples in a batch, at most: the outputs of all levels stay under 256 MB.
             cache: a folder; an interrupted pass goes on from its last whole batch.
             probe: guards the cache; shared by those who use one network.
             progress: told after every network call.
@@ -174,10 +174,30 @@ class Gram:
                 f"the network gives {denoiser.channels} outputs; wrap it with guidance, so that it gives one x0"
             )
         levels = ratio_grid(denoiser.noise) if ratios is None else as_float64(ratios)
-        size = batch_size or max(1, min(len(data), BATCH_BYTES // (4 * (len(levels) + 1) * max(1, data[0].numel()))))
+        _require_levels(levels, denoiser.noise)
+        if batch_size is not None and batch_size < 1:
+            raise ArgumentError(f"batch_size={batch_size}: give 1 or more")
+        if not (known := data.flatten(1).isfinite().all(1)).all():
+            raise ArgumentError(f"data[{int((~known).nonzero()[0])}] is not finite: leave such samples out")
+        fits = max(1, BATCH_BYTES // (4 * (len(levels) + 1) * max(1, data[0].numel())))
+        size = min(len(data), fits, batch_size or fits)
         work = _Pass(denoiser, data, seeds, condition, levels, size)
         kept = cache if isinstance(cache, Cache) else Cache(cache)
         return work.run(kept, probe or Probe(denoiser, first_rows(condition, 1)), progress)
+
+
+def _require_levels(levels: Tensor, noise: NoiseSchedule) -> None:
+    """Refuse noise levels that do not rise or that the network does not know."""
+    if levels.ndim != 1 or len(levels) < 2 or not levels.isfinite().all() or not (levels.diff() > 0).all():
+        raise ArgumentError(
+            "ratios must be two or more finite noise levels sigma / alpha that rise, e.g. ratio_grid(noise)"
+        )
+    low, high = noise.ratio(noise.t_min).item(), noise.ratio(noise.t_max).item()
+    if levels[0] < low * (1 - 1e-6) or levels[-1] > high * (1 + 1e-6):
+        raise ArgumentError(
+            f"ratios go from {levels[0]:.4g} to {levels[-1]:.4g}, and the network's noise levels from {low:.4g} to "
+            f"{high:.4g}: stay within these"
+        )
 
 
 def _distances(products: Tensor) -> Tensor:
@@ -201,7 +221,8 @@ class _Pass:
         self.done = 0
 
     def run(self, cache: Cache, probe: Probe, progress: Report) -> Gram:
-        name = "gram-" + digest(self.denoiser.fingerprint, self.data, list(self.seeds), self.condition, self.ratios)
+        whole = self.denoiser.fingerprint, self.data, list(self.seeds), self.condition, self.ratios
+        name = "gram-" + digest(*whole, *precision(self.denoiser))
         stored = cache.read(name)
         if stored is not None:
             tensors, record = stored
