@@ -74,7 +74,7 @@ DPM-Solver++(2M) are not among them. Against the best hand-crafted thirty that i
 """What the table of seven solvers says."""
 
 TIMES_FOUND = """`fewstep optimize --method ays` lets times from the loss curve of its KLUB table enter (rescaled entropic, three powers), and their
-ways down. Here the times themselves win, at all four numbers of steps: descent did not improve on them. Without them it ended at 0.105, 0.086, 0.059
+ways down. Here the times themselves win, at all four numbers of steps: descent did not improve on them. The version before, without them, ended on the same seeds at 0.105, 0.086, 0.059
 and 0.046 from the ODE teacher's samples, 1.25, 1.28, 1.27 and 1.15 times nearer than the best default, and nearer to the data:
 0.123, 0.128, 0.153 and 0.185.
 """

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fewstep import problems, times
-from fewstep.denoiser import Denoiser
+from fewstep.denoiser import Denoiser, from_callable
 from fewstep.errors import ArgumentError, DenoiserError, SeedsError
 from fewstep.noise import EDM, Flow, VPLinear
 from fewstep.randomness import CalibrationSeeds, SelectionSeeds
@@ -303,3 +303,29 @@ def test_data_that_are_not_finite_are_the_datas_fault() -> None:
     with pytest.raises(ArgumentError, match="batch_size=0"):
         Gram.compute(model, data[:2], seeds=CalibrationSeeds(2), batch_size=0)
     assert model.evaluations == 0
+
+
+def test_a_batch_never_takes_more_memory_than_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is asked for: outputs of 9 rows (8 levels and the data) of 64 floats are 2304 bytes a sample."""
+    monkeypatch.setattr("fewstep.search.klub.BATCH_BYTES", 3 * 2304)
+    seen: list[int] = []
+
+    def fn(x: Tensor, t: object, condition: object) -> Tensor:
+        seen.append(len(x))
+        return 0.5 * x
+
+    model = Denoiser(fn, noise=NOISE, shape=(64,))
+    Gram.compute(model, torch.zeros(8, 64), ratios=ratio_grid(NOISE, 8), batch_size=8)
+    assert max(seen) == 3
+
+
+def test_a_table_is_kept_by_the_networks_precision(tmp_path: Path) -> None:
+    def made(dtype: torch.dtype) -> Denoiser:
+        return from_callable(
+            lambda x, t: x / (1 + t.view(-1, 1) ** 2).to(x.dtype), prediction="x0", noise=NOISE, shape=(4,),
+            network_dtype=dtype, check=False, fingerprint="one",
+        )  # fmt: skip
+
+    for count, dtype in enumerate((torch.float32, torch.bfloat16), 1):
+        Gram.compute(made(dtype), torch.ones(2, 4), ratios=ratio_grid(NOISE, 8), cache=tmp_path)
+        assert len(list(tmp_path.glob("gram-*"))) == count

@@ -44,8 +44,7 @@ STREAM = 1 << 20
 MOTION = "brownian-3"
 """Names this motion in caches: what is here decides which samples a seed gives."""
 LEAST_TAU, MOST_TAU = 1e-3, 4.0
-ER_SDE = "er_sde"
-"""The process of ER-SDE; others have their `tau`."""
+"""Beyond these the clock over the cells leaves what float64 holds; the law of a column stays what it is."""
 
 
 def brownian_noise(tableau: Tableau, seeds: Sequence[int], shape: tuple[int, ...]) -> Callable[[int], Tensor]:
@@ -82,7 +81,7 @@ def motion(tableau: Tableau) -> tuple[str | float, ...]:
 
 def process(tableau: Tableau) -> str | float:
     """What a table's noisy steps solve: their `tau` (in the limit an `eta`, DDIM's or the ancestral one, is the same),
-    or `ER_SDE`.
+    or "er_sde".
 
     1 where they differ, and where a table has no decisions (those of traced foreign code).
     """
@@ -98,7 +97,7 @@ def clock(lam: Tensor, process: str | float) -> Tensor:
     """The time of the Brownian motion that a process is one in; it rises with lam."""
     if isinstance(process, str):
         return torch.stack([as_float64(er_sde_function(ratio)) for ratio in (-lam).exp()]) ** -2
-    tau = min(max(process, LEAST_TAU), MOST_TAU)  # beyond these the numbers run out; the law of a column stays
+    tau = min(max(process, LEAST_TAU), MOST_TAU)
     return (2 * tau**2 * lam).exp()
 
 

@@ -207,7 +207,7 @@ def default_condition(model: Denoiser, seeds: Sequence[int]) -> Condition:
         return latent.condition_of(seeds)
     classes = networks.classes_of(model)
     if classes is None and (weight := weight_of(model)) != 1:
-        raise ArgumentError(f"guidance={weight:g} does nothing without conditions: give condition=, or leave it out")
+        raise ArgumentError(f"guidance={weight:g} does nothing without conditions: leave it out (Python: condition=)")
     return None if classes is None else torch.tensor([int(seed) % classes for seed in seeds], device=model.device)
 
 

@@ -42,11 +42,14 @@ def load_images(path: Path) -> tuple[Tensor, Tensor]:
     return pixels.contiguous(), torch.from_numpy(labels).long()
 
 
+def strata(n: int, generator: torch.Generator) -> Tensor:
+    """Uniform numbers `[n]`, one from each of n equal strata, in random order (less noise in a loss)."""
+    return (torch.randperm(n, generator=generator) + torch.rand(n, generator=generator)) / n
+
+
 def stratified_sigmas(n: int, mean: float, spread: float, generator: torch.Generator) -> Tensor:
-    """Noise levels with `log sigma ~ N(mean, spread^2)`, one from each of n equally likely strata (less noise in the
-    loss).
-    """
-    u = (torch.randperm(n, generator=generator) + torch.rand(n, generator=generator)) / n
+    """Noise levels with `log sigma ~ N(mean, spread^2)`, one from each of n equally likely strata."""
+    u = strata(n, generator)
     return torch.exp(mean + spread * math.sqrt(2) * torch.erfinv((2 * u - 1).clamp(-0.999999, 0.999999)))
 
 

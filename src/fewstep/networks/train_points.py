@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fewstep.networks.points import SIGMA_DATA, PointNetwork
-from fewstep.networks.train import learning_rate, save_atomically
+from fewstep.networks.train import learning_rate, save_atomically, strata
 from fewstep.problems import datasets
 
 LEAST, MOST = 0.002, 80.0
@@ -32,8 +32,7 @@ BLOCK = 64
 
 def even_sigmas(n: int, generator: torch.Generator) -> Tensor:
     """Noise levels even in log sigma, one from each of n strata, in random order."""
-    u = (torch.randperm(n, generator=generator) + torch.rand(n, generator=generator)) / n
-    return LEAST * (MOST / LEAST) ** u
+    return LEAST * (MOST / LEAST) ** strata(n, generator)
 
 
 def loss_of(network: PointNetwork, x0: Tensor, generator: torch.Generator) -> Tensor:

@@ -177,8 +177,8 @@ class Gram:
         _require_levels(levels, denoiser.noise)
         if batch_size is not None and batch_size < 1:
             raise ArgumentError(f"batch_size={batch_size}: give 1 or more")
-        if not (known := data.flatten(1).isfinite().all(1)).all():
-            raise ArgumentError(f"data[{int((~known).nonzero()[0])}] is not finite: leave such samples out")
+        if not (finite := data.flatten(1).isfinite().all(1)).all():
+            raise ArgumentError(f"data[{int((~finite).nonzero()[0])}] is not finite: leave such samples out")
         fits = max(1, BATCH_BYTES // (4 * (len(levels) + 1) * max(1, data[0].numel())))
         size = min(len(data), fits, batch_size or fits)
         work = _Pass(denoiser, data, seeds, condition, levels, size)
