@@ -4,7 +4,8 @@
     table      the paper's Tables 5 and 6: seven solvers x {best hand-crafted, AYS} x 5, 10, 20, 30 steps
     targets    DPM-Solver++(2M) at 5, 6, 8, 10: AYS beside EDM, LogSNR, time-uniform and tangent times at their default
                parameters, and EDM's for other rho
-    optimise   what `fewstep optimize --method ays` finds at these, with its default judges and budget
+    optimise   what `fewstep optimize --method ays` finds at these, with its default judges and budget, three times on
+               other selection seeds; and without times from the loss curve
     guided     guidance 1, 3, 5, 7, each against its own teacher's samples
     data       the KLUB from real data and from the teacher's samples
     report     writes docs/ays-results.md
@@ -42,12 +43,13 @@ from fewstep.metrics import Statistics, frechet_with_error
 from fewstep.noise import as_float64
 from fewstep.optimizing import optimize
 from fewstep.progress import shown
-from fewstep.randomness import CalibrationSeeds
+from fewstep.randomness import CalibrationSeeds, SelectionSeeds
 from fewstep.reproduce.ays_table import KINDS, AysTable
 from fewstep.reproduce.choosing import SOLVERS, Settings
 from fewstep.sampling import sample
 from fewstep.search.ays import to_ratios
 from fewstep.search.cache import digest
+from fewstep.search.parts import PARTS
 from fewstep.search.relatives import RELATIVES
 from fewstep.search.shortest import shortest
 
@@ -194,24 +196,53 @@ def optimised() -> Results:
     return Results(RESULTS / "optimised.jsonl")
 
 
+DESCENT = "ays, descent alone"
+PARTS[DESCENT] = replace(PARTS["ays"], curve=False)
+"""The same without times from the loss curve of the KLUB table."""
+REPETITIONS = 3
+APART = 100_000
+"""Selection seeds of one repetition begin so far from those of the one before; report seeds are the same for all."""
+
+
+def optimised_key(nfe: int, method: str, repetition: int) -> str:
+    """In `optimised`."""
+    return str(nfe) if (method, repetition) == ("ays", 0) else f"{nfe}, {method}, {repetition}"
+
+
 def optimise(arguments: argparse.Namespace) -> None:
-    """What a user gets: `fewstep optimize --method ays` with its default judges and budget, scored like the others."""
+    """What a user gets: `fewstep optimize --method ays` with its default judges and budget, scored like the others; and
+    the same without the loss curve, all of it again on other selection seeds.
+    """
     work, kept = table_of(arguments), optimised()
-    for nfe in part(arguments.nfe if arguments.nfe != Settings().nfes else TARGET_NFES, arguments):
-        if kept.get(str(nfe)) is None:
+    nfes = arguments.nfe if arguments.nfe != Settings().nfes else TARGET_NFES
+    for repetition, method, nfe in part(itertools.product(range(REPETITIONS), ("ays", DESCENT), nfes), arguments):
+        key = optimised_key(nfe, method, repetition)
+        if kept.get(key) is None:
+            seeds = SelectionSeeds(APART, APART * repetition) if repetition else None
             with shown(quiet=True) as report:
                 found = optimize(
-                    network(), nfe, "ays", judge=digits_judge(), out=RUNS / f"ays-optimised-{nfe}", progress=report
-                )
+                    network(), nfe, method, judge=digits_judge(), selection=seeds, progress=report,
+                    out=RUNS / f"ays-optimised-{key.replace(', ', '-').replace(' ', '-')}",
+                )  # fmt: skip
             assert found.tableau.schedule is not None
             record = {
                 "times": found.tableau.schedule.times.tolist(), "origin": found.origin, "start": found.start_origin,
                 "calls": found.calls, "selection": found.selection, "report": found.report,
             }  # fmt: skip
-            kept.add(str(nfe), record)
+            kept.add(key, record)
         for k in range(arguments.seed_sets):
-            grid = as_float64((kept.get(str(nfe)) or {})["times"])
-            told(f"{nfe} {page.OPTIMISED}, set {k}:", work.scored("dpmpp_2m", grid, page.OPTIMISED, k))
+            grid = as_float64((kept.get(key) or {})["times"])
+            told(f"{key} {page.OPTIMISED}, set {k}:", work.scored("dpmpp_2m", grid, page.OPTIMISED, k))
+
+
+def repeated(work: AysTable, nfe: int, method: str, score: str) -> list[tuple[str, list[float]]]:
+    """Where the times of each repetition came from, and their scores."""
+    kept = (optimised().get(optimised_key(nfe, method, r)) for r in range(REPETITIONS))
+    return [
+        (record["origin"], [f[score] for f in work.found("dpmpp_2m", as_float64(record["times"]))])
+        for record in kept
+        if record is not None
+    ]
 
 
 def targets(arguments: argparse.Namespace) -> None:
@@ -322,7 +353,8 @@ def report(arguments: argparse.Namespace) -> None:
             page.INTRODUCTION.format(
                 sets=arguments.seed_sets, images=arguments.images, teachers=page.teachers_text(kept)
             ),
-            page.targets_text(wide, TARGET_NFES, lambda nfe: grids[nfe], found, teacher),
+            page.targets_text(wide, TARGET_NFES, grids.__getitem__, found, teacher),
+            page.repeated_text(TARGET_NFES, grids.__getitem__, found, partial(repeated, wide)),
             page.solvers_text(work),
             page.choices_text(work),
             page.by_frechet_text(table_of(arguments, nfes=(5, 10), **BY_FRECHET)),

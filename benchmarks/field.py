@@ -25,13 +25,13 @@ from pathlib import Path
 import torch
 
 from fewstep import inputs, models
+from fewstep.clean import clean_images
 from fewstep.cli.reproducing_ays import judge_of
 from fewstep.errors import FewstepError
 from fewstep.progress import shown
 from fewstep.reproduce import field_page
 from fewstep.reproduce.field_methods import IMAGES, Effort
 from fewstep.reproduce.field_table import NFES, FieldSettings, FieldTable
-from fewstep.reproduce.pictures import clean_images
 from fewstep.search.teacher import CALLS
 
 

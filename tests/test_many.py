@@ -3,6 +3,7 @@
 import json
 import weakref
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import fewstep
 from fewstep import data_range, networks, problems, solvers
+from fewstep.cli.asked import verdict
 from fewstep.denoiser import Denoiser
 from fewstep.errors import ArgumentError, DenoiserError
 from fewstep.found import Found
@@ -48,6 +50,22 @@ def test_many_share_one_table(tmp_path: Path) -> None:
     again = counted()
     repeated = optimize_many(again, [2, 3], ["ddim", "heun"], "ays", max_calls=24_000, out=tmp_path, **OPTIONS)
     assert again.seen == repeated.calls == 1 and [f.report for f in repeated] == [f.report for f in many]
+
+
+@pytest.mark.parametrize(
+    ("improved", "gain", "error", "said"),
+    [
+        (True, 0.3, 0.1, "better"),
+        (True, -0.3, 0.1, "worse"),
+        (True, 0.1, 0.1, "no difference shown"),
+        (True, 0.1, None, "not judged"),
+        (False, 0.3, 0.1, "hand-crafted kept"),
+    ],
+)
+def test_each_result_says_what_came_of_it(improved: bool, gain: float, error: float | None, said: str) -> None:
+    told = {"value": gain, "standard_error": error, "samples": 64}
+    found: Any = SimpleNamespace(improved=improved, selected_by="judge", report={"gain": {"judge": told}})
+    assert verdict(found) == said
 
 
 def test_many_are_refused_before_any_work() -> None:

@@ -11,12 +11,12 @@ import torch
 from typer.testing import CliRunner
 
 from fewstep import models, times
+from fewstep.clean import clean_images
 from fewstep.cli import app
 from fewstep.cli.reproducing_ays import rounds
 from fewstep.errors import ArgumentError, FileFormatError
 from fewstep.metrics import Statistics, frechet
 from fewstep.randomness import ReportSeeds
-from fewstep.reproduce.pictures import clean_images
 from fewstep.rules import SolverSchedule
 from fewstep.sampling import sample
 from fewstep.search.s3.initial import initial

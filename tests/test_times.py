@@ -435,6 +435,32 @@ def test_check_range_clip_round_and_merge() -> None:
         times.check([2.2, 1.9], SD, integer=True, merge=True)
 
 
+@pytest.mark.parametrize("name", ["ays-sd15", "ays-gits-sd15", "gits-sd15-dpmpp", "gits-sd15-gas", "oss-flux"])
+@pytest.mark.parametrize("n", [4, 7, 10])
+def test_published_lists_are_grids_like_others(name: str, n: int) -> None:
+    """With zero noise in place of the last value as ComfyUI has them, or behind it as WebUI does."""
+    noise = times.PUBLISHED[name].noise
+    entry, grid = times.PUBLISHED[name], times.named(name)
+    if not entry.comfyui:
+        assert torch.equal(grid(noise, n), times.published(name, n, noise, host="comfyui"))
+    assert torch.equal(grid(noise, n, end="append")[:-1], times.published(name, n - 1, noise))
+    assert torch.equal(grid(noise, n, end="append")[-1:], grid(noise, n)[-1:])
+    assert torch.equal(grid(noise, n)[:-1], times.published(name, n, noise)[:-1])
+    assert grid(noise, n, end="min")[-1] == noise.t_min
+
+
+def test_a_published_list_keeps_its_noise_levels_on_another_network() -> None:
+    moved = times.named("ays-sd15")(EDM(0.002, 80.0), 10)
+    close(moved[1:-1], SD.ratio(times.published("ays-sd15"))[1:-1], 1e-12)
+    assert moved[0] == pytest.approx(14.615, rel=1e-12) and moved[-1] == 0
+    with pytest.raises(ArgumentError, match=r"start is 5, and ays-sd15 starts at 999.*denoise="):
+        times.named("ays-sd15")(SD, 10, start=5.0)
+    with pytest.raises(TimesError, match="outside the network's range"):
+        times.named("ays-if")(EDM(0.002, 80.0), 10)
+    with pytest.raises(ArgumentError, match=r"the names are uniform.*ays-sd15"):
+        times.named("ays-sd16")
+
+
 def test_global_defaults_of_torch_do_not_matter() -> None:
     expected = {name: grid(SD, 6) for name, grid in GRIDS.items()}
     listed = times.published("ays-sd15", 7, host="comfyui")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from fewstep import models, networks, problems
+from fewstep.clean import Data, clean_samples
 from fewstep.conditions import rows
 from fewstep.denoiser import Denoiser
 from fewstep.errors import ArgumentError
@@ -48,15 +50,6 @@ class SeedsAsked:
     def paths(self) -> int | None:
         """The number of noising paths asked for."""
         return None if self.calibration is None else len(self.calibration)
-
-
-@dataclass(frozen=True)
-class Data:
-    """Clean samples in the network's units, with their conditions; `note` says where they come from."""
-
-    samples: Tensor
-    condition: Any
-    note: str
 
 
 def resolve(model: Denoiser | str) -> tuple[Denoiser, str]:
@@ -136,19 +129,23 @@ def known_data(model: Denoiser, most: int) -> Data | None:
     return None
 
 
-def given_data(model: Denoiser, data: Tensor | Data, condition: Any) -> Data:
-    """The user's clean samples, checked.
+def given_data(model: Denoiser, data: Tensor | Data | str | Path, condition: Any, most: int) -> Data:
+    """The user's clean samples, checked; of a file (`fewstep.clean.clean_samples`) up to `most`.
 
     Errors: `ArgumentError` for a shape that is not the network's.
     """
-    if isinstance(data, Data):
-        return data
-    if tuple(data.shape[1:]) != tuple(model.shape) or len(data) < 2:
+    if isinstance(data, str | Path):
+        if condition is not None:
+            raise ArgumentError("data_condition: a file brings its own conditions; leave it out, or give a tensor")
+        data = clean_samples(data, model, most)
+    elif isinstance(data, Tensor):
+        data = Data(data, condition, "data given by the caller")
+    if tuple(data.samples.shape[1:]) != tuple(model.shape) or len(data.samples) < 2:
         raise ArgumentError(
-            f"data has shape {tuple(data.shape)}: give two or more clean samples of shape "
+            f"data has shape {tuple(data.samples.shape)}: give two or more clean samples of shape "
             f"{tuple(model.shape)}, in the network's units"
         )
-    return Data(data, condition, "data given by the caller")
+    return data
 
 
 Objective = str | Callable[[Tensor], Tensor]

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
+from fewstep.clean import Data
 from fewstep.errors import ArgumentError
-from fewstep.inputs import Data
 from fewstep.models import Judge as ModelJudge
 from fewstep.search.control import AMPLE, LEAST, Control, ControlledJudge
 from fewstep.search.judges import FrechetJudge, ImageJudge, Judge, MatchedJudge, PairedJudge, SlicedJudge

@@ -22,14 +22,13 @@ import torch
 from torch import Tensor
 
 from fewstep import metrics, networks, problems
-from fewstep.adapters.pipelines.network import Latent
+from fewstep.adapters.pipelines.network import latent_of
 from fewstep.conditions import Condition
 from fewstep.denoiser import Denoiser
 from fewstep.devices import places_of, spread
 from fewstep.errors import ArgumentError
 from fewstep.guidance import guided, weight_of
 from fewstep.metrics import Features, Statistics
-from fewstep.networks.labels import innermost
 from fewstep.noise import EDM, Discrete, Flow, NoiseSchedule, VPCosine, VPLinear
 
 NOISES: dict[str, Callable[[], NoiseSchedule]] = {
@@ -202,7 +201,7 @@ def default_condition(model: Denoiser, seeds: Sequence[int]) -> Condition:
 
     Errors: `ArgumentError` for a guided network without either: without conditions its guidance would do nothing.
     """
-    latent = _latent(model)
+    latent = latent_of(model)
     if latent is not None:
         return latent.condition_of(seeds)
     classes = networks.classes_of(model)
@@ -213,19 +212,14 @@ def default_condition(model: Denoiser, seeds: Sequence[int]) -> Condition:
 
 def pictures(model: Denoiser, samples: Tensor) -> Tensor:
     """Samples as pixels: a pipeline's latents are decoded, a few at a time; others are what they are."""
-    latent = _latent(model)
+    latent = latent_of(model)
     return samples if latent is None else latent.decode(samples)
 
 
 def about(model: Denoiser) -> dict[str, Any]:
     """What a pipeline's samples depend on (weights, guidance, prompts, sizes), JSON-ready; nothing for others."""
-    latent = _latent(model)
+    latent = latent_of(model)
     return {} if latent is None else dict(latent.facts)
-
-
-def _latent(model: Denoiser) -> Latent | None:
-    inner = innermost(model)
-    return inner if isinstance(inner, Latent) else None
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fewstep import inputs, models
+from fewstep.clean import Data
 from fewstep.denoiser import Denoiser
 from fewstep.errors import ArgumentError, DenoiserError
 from fewstep.features import on_pictures
@@ -29,10 +30,10 @@ from fewstep.search.klub import Gram
 from fewstep.search.ledger import Ledger
 from fewstep.search.methods import Solver, default_solver, entered, sources
 from fewstep.search.objective import BATCH
-from fewstep.search.parts import METHODS
+from fewstep.search.parts import PARTS
 from fewstep.search.teacher import CALLS
 from fewstep.search.window import Window
-from fewstep.setting import Setting
+from fewstep.setting import MOST_KNOWN, Setting
 from fewstep.stages import Work
 from fewstep.tableau import Tableau
 from fewstep.times.ends import End
@@ -50,7 +51,7 @@ def optimize(
     max_calls: int | None = None,
     objective: Objective = "auto",
     judge: models.Judge | None = None,
-    data: Tensor | None = None,
+    data: Tensor | Data | str | Path | None = None,
     data_condition: Any = None,
     condition: Any = None,
     calibration: CalibrationSeeds | None = None,
@@ -91,8 +92,9 @@ def optimize(
             `images [B, *shape] -> [B]`, which sees the decoded pictures of a pipeline. `faithful` and `frechet` need a
             judge. `auto` is matched where no features are known, else faithful with method `auto`, and frechet.
         judge: features and reference statistics, for networks that the package does not know.
-        data: clean samples `[N, *shape]` in the network's units for the KLUB table, with `data_condition`; by default
-            what ships with the network, else samples that the teacher makes.
+        data: clean samples `[N, *shape]` in the network's units for the KLUB table, with `data_condition`, or a file or
+            folder of them (`fewstep.clean.clean_samples`); by default what ships with the network, else samples that
+            the teacher makes.
         condition: function `seeds -> condition`, or a pytree whose rows are taken in turn; by default balanced labels
             where the network has classes.
         calibration, selection, report: seeds of the noising paths, of the comparisons and of the final figures; their
@@ -140,7 +142,7 @@ class Options(TypedDict, total=False):
 
     objective: Objective
     judge: models.Judge | None
-    data: Tensor | None
+    data: Tensor | Data | str | Path | None
     data_condition: Any
     condition: Any
     calibration: CalibrationSeeds | None
@@ -162,7 +164,7 @@ def prepared(
     cache: str | Path | None = None,
     objective: Objective = "auto",
     judge: models.Judge | None = None,
-    data: Tensor | None = None,
+    data: Tensor | Data | str | Path | None = None,
     data_condition: Any = None,
     condition: Any = None,
     calibration: CalibrationSeeds | None = None,
@@ -180,8 +182,8 @@ def prepared(
 
     Errors: as in `optimize`, before any work.
     """
-    if method not in METHODS:
-        raise ArgumentError(f"method is {method!r}: choose one of {', '.join(METHODS)}")
+    if method not in PARTS:
+        raise ArgumentError(f"method is {method!r}: choose one of {', '.join(PARTS)}")
     if batch_size < 1:
         raise ArgumentError(f"batch_size is {batch_size}: give a positive number of images")
     seeds = inputs.SeedsAsked.checked(calibration, selection, report)
@@ -194,7 +196,8 @@ def prepared(
     ground = Setting(
         net, name, method, window, chosen, known, of, condition is not None, Cache(cache),
         Probe(net, of(range(1))), batch_size, progress, seeds, teacher_calls,
-        None if data is None else inputs.given_data(net, data, data_condition), gram, loss=loss,
+        None if data is None else inputs.given_data(net, data, data_condition, seeds.paths or MOST_KNOWN), gram,
+        loss=loss,
     )  # fmt: skip
     ground.require_sources()
     return ground

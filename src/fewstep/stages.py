@@ -105,6 +105,8 @@ class Work:
         if clock.cut:
             self.notes.append(f"The time was over before all was done. Ended early: {', '.join(clock.cut)}.")
         self.notes.append(remarks.why(competition.race.entries, winner, final["samples"]))
+        if ground.gram is not None:
+            self.notes.extend(remarks.of_klub(ground.gram, winner, start))
         final |= {"judge": self.judge.name, "seeds": repr(fresh)}
         found = self._found(winner, start, final, self._figures(p, winner, start))
         if self.out is not None:

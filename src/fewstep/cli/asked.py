@@ -38,6 +38,8 @@ class Asked:
     features: str | None = None
     reference: Path | None = None
     loss: str = "auto"
+    data: Path | None = None
+    teacher_calls: int | None = None
 
     def one(self, nfe: int, solver: str | list[str] | None, folder: Path) -> tuple[Found, list[Path]]:
         """One search and its files."""
@@ -89,10 +91,15 @@ class Asked:
 
     def _options(self) -> dict[str, Any]:
         """Arguments that are the same for one search and for several."""
-        return {
+        return self._ground() | {
             "objective": self.objective, "batch_size": self.batch_size, "start": self._start(), "end": self._end(),
             "judge": self.judge, "loss": self.loss,
         }  # fmt: skip
+
+    def _ground(self) -> dict[str, Any]:
+        """Those that the pictures of a search need too."""
+        teacher = {} if self.teacher_calls is None else {"teacher_calls": self.teacher_calls}
+        return {"data": self.data} | teacher
 
     @cached_property
     def judge(self) -> Judge | None:
@@ -125,7 +132,8 @@ class Asked:
     def _delivered(self, found: Found, folder: Path, cache: Path, report: Any) -> list[Path]:
         from fewstep.cli.delivery import Delivery
 
-        return Delivery(found, self.model, folder, self.batch_size, report, cache, self.judge).write(around=self.around)
+        made = Delivery(found, self.model, folder, self.batch_size, report, cache, self.judge, **self._ground())
+        return made.write(around=self.around)
 
     def _left(self, nfes: Sequence[int], *, default: bool = True) -> tuple[int | None, int]:
         """The calls of the search, less those of its pictures and charts; and those."""
@@ -150,11 +158,23 @@ class Asked:
         return ArgumentError(f"--max-calls {self.max_calls}: the picture and the chart take {own} of them, and {error}")
 
 
+def verdict(found: Found) -> str:
+    """What came of one search: whether the difference on report seeds is outside two standard errors."""
+    from fewstep.report.found import gain
+
+    if not found.improved:
+        return "hand-crafted kept"
+    gained, error = gain(found) or (0.0, None)
+    if error is None:
+        return "not judged"
+    return "no difference shown" if abs(gained) <= 2 * error else "better" if gained > 0 else "worse"
+
+
 def summary(many: FoundMany, folder: Path) -> str:
     """One line for each result, what was shared, and what could not be made."""
     from fewstep.report.found import figure, judge_in_words
 
-    rows = [("solver", "calls", "found", "best hand-crafted", "times found", "folder")]
+    rows = [("solver", "calls", "found", "best hand-crafted", "result", "times found", "folder")]
     for (solver, nfe), found in many.results.items():
         before, after = figure(found, "before"), figure(found, "after")
         rows.append(
@@ -163,6 +183,7 @@ def summary(many: FoundMany, folder: Path) -> str:
                 str(nfe),
                 with_error(*after) if after else "",
                 with_error(*before) if before else "",
+                verdict(found),
                 found.origin,
                 f"{solver}-{nfe}",
             )

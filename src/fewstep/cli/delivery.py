@@ -9,7 +9,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fewstep.progress import Event, Report
 
@@ -43,12 +43,14 @@ class Delivery:
         folder: of the results.
         batch_size: samples at a time.
         report: told what is going on.
+        cache: of the search.
         judge: that the user brought.
+        data: that the search was given; teacher: its `teacher_calls`, if they were.
     """
 
     def __init__(
         self, found: Found, model: str, folder: Path, batch_size: int, report: Report, cache: Path | None = None,
-        judge: Judge | None = None,
+        judge: Judge | None = None, data: Path | None = None, **teacher: Any,
     ) -> None:  # fmt: skip
         from fewstep.optimizing import prepared
 
@@ -56,12 +58,11 @@ class Delivery:
         self.found, self.folder, self.batch_size, self.report = found, folder, batch_size, report
         begun = found.window["start"] if found.window["image_to_image"] else None
         self.ground = prepared(
-            model, "dmn", cache=cache or folder / ".cache", start=begun, end=found.window["end"], batch_size=batch_size
-        )
+            model, "dmn", cache=cache or folder / ".cache", start=begun, end=found.window["end"], batch_size=batch_size,
+            data=None if begun is None else data, **teacher,
+        )  # fmt: skip
         self.network = self.ground.model
-        teacher = self.ground.teachers.of(str(found.plan.get("teacher", "")))
-        assert teacher is not None
-        self.teacher = teacher
+        self.teacher = self.ground.teachers.of(str(found.plan.get("teacher", "")))
         self.costs: list[Cost] = []
 
     def write(self, *, around: bool) -> list[Path]:
@@ -77,9 +78,10 @@ class Delivery:
         samples = self._samples()
         series, judge, note = self._series(around)
         whole = page_of(
-            self.found, samples=samples, teacher=self.teacher.tableau, series=series, series_judge=judge,
-            series_note=note, extra_costs=self.costs, command=shlex.join(["fewstep", *sys.argv[1:]]),
-            schedule_file=str(self.folder / SCHEDULE_FILE), classes=classes_of(self.network),
+            self.found, samples=samples, teacher=self.teacher and self.teacher.tableau, series=series,
+            series_judge=judge, series_note=note, extra_costs=self.costs,
+            command=shlex.join(["fewstep", *sys.argv[1:]]), schedule_file=str(self.folder / SCHEDULE_FILE),
+            classes=classes_of(self.network),
         )  # fmt: skip
         entries = [(e.label, e.samples) for e in whole.entries if e.samples is not None]
         picture = png_of(side_by_side(entries, roles=[e.role for e in whole.entries if e.samples is not None]))
@@ -114,7 +116,7 @@ class Delivery:
                 brownian=True,
             )  # fmt: skip
             made = {"before": draw(self.found.start), "after": draw(self.found.tableau)}
-            made["teacher"] = self.teacher(seeds)
+            made |= {"teacher": self.teacher(seeds)} if self.teacher else {}
             shown = {role: pictures(self.network, samples) for role, samples in made.items()}
         self.report(Event("picture", 1, 1))
         return {role: thumbnails(samples) for role, samples in shown.items()} if about(self.network) else shown

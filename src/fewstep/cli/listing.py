@@ -80,7 +80,10 @@ def _solver(name: str, make: Solver, kind: str) -> Record:
 
 @guarded
 def times(as_json: AsJson = False) -> None:
-    """List the hand-crafted times and the published lists."""
+    """List the hand-crafted times and the published lists.
+
+    `sample` and `compare` take them all; a published list keeps the noise levels that it was made for.
+    """
     from fewstep import times as known
 
     grids = [(name, first_sentence(make)) for name, make in known.NAMES.items()]
@@ -89,7 +92,7 @@ def times(as_json: AsJson = False) -> None:
         for name, make in known.ALIASES.items()
     ]
     lists = [(name, _published(entry)) for name, entry in known.PUBLISHED.items()]
-    parts = {"grids": grids, "other names": aliases, "published lists (times.published)": lists}
+    parts = {"grids": grids, "other names": aliases, "published lists": lists}
     text = "\n\n".join(f"{title}:\n{aligned(rows)}" for title, rows in parts.items())
     data = {"grids": dict(grids), "aliases": dict(aliases), "published": dict(lists)}
     show(data, text, as_json=as_json)
@@ -107,5 +110,9 @@ COMMANDS: Commands = (
         examples("fewstep models", "fewstep sample problem:grid_8x8 --solver dpmpp_2m --nfe 10 --out cloud.png"),
     ),
     ("solvers", solvers, examples("fewstep solvers", "fewstep solvers --json")),
-    ("times", times, examples("fewstep times")),
+    (
+        "times",
+        times,
+        examples("fewstep times", "fewstep compare diffusers:my-sd15 --prompts p.txt --nfe 10 --times ays-sd15,karras"),
+    ),
 )

@@ -89,6 +89,20 @@ ObjectiveOption = Annotated[
         "(faithful where features are known, else matched)."
     ),
 ]
+DataOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="Clean samples behind the KLUB and image-to-image: a folder, zip or npz of pictures (labels of their "
+        "classes in dataset.json), or numbers in the network's units (.npy, .safetensors).",
+        show_default="what ships with the model, else the teacher's",
+    ),
+]
+TeacherOption = Annotated[
+    int | None,
+    typer.Option(
+        "--teacher-calls", min=0, help="Network calls of a sample of the teacher; 0 is none.", show_default="60"
+    ),
+]
 
 
 @guarded
@@ -105,6 +119,8 @@ def optimize(
     minutes: Annotated[float | None, typer.Option(help="Time to spend; the number of calls follows from it.")] = None,
     max_calls: MaxCallsOption = None,
     objective: ObjectiveOption = "auto",
+    data: DataOption = None,
+    teacher_calls: TeacherOption = None,
     features: Features = None,
     reference: Reference = None,
     loss: LossOption = "auto",
@@ -147,7 +163,7 @@ def optimize(
     name = with_option(name, "trust-pickle") if trust_pickle else name
     asked = Asked(
         name, method, objective, minutes, max_calls, start, strength, end, batch_size, around, quiet or as_json,
-        source, features, reference, loss,
+        source, features, reference, loss, data, teacher_calls,
     )  # fmt: skip
     nfes, names = _nfes(nfe), flat(solver)
     plain = short_name(model)
@@ -161,7 +177,8 @@ def optimize(
             found, files = asked.one(nfes[0], names[0] if len(names) == 1 else names or None, folder)
             show(_record(found, files), _text(found, files), as_json=as_json)
     except KeyboardInterrupt as stop:
-        raise Stopped(str(stop) or f"{folder} holds what was written; start the same command again to go on") from None
+        kept = f"{folder} holds what was written" if folder.exists() else "nothing was written yet"
+        raise Stopped(str(stop) or f"{kept}; start the same command again to go on") from None
 
 
 def _nfes(values: Sequence[str]) -> list[int]:

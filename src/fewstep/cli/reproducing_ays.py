@@ -27,8 +27,8 @@ from fewstep.errors import ArgumentError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from fewstep.clean import Data
     from fewstep.denoiser import Denoiser
-    from fewstep.inputs import Data
     from fewstep.metrics import Features
     from fewstep.models import Judge
     from fewstep.progress import Report
@@ -97,10 +97,10 @@ def ays_table5(
     distance to the reference. What loses stays in. Every choice and score is written to --out before the next is made:
     after Ctrl-C the same command goes on.
     """
+    from fewstep.clean import clean_images
     from fewstep.judging import checked_objective
     from fewstep.models import load
     from fewstep.reproduce.choosing import SOLVERS, Settings
-    from fewstep.reproduce.pictures import clean_images
 
     place = device or device_of()
     judge = judge_of(inception, features, reference, place)

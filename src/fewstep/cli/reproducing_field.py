@@ -86,11 +86,11 @@ def cifar10_table(
     """
     import torch
 
+    from fewstep.clean import clean_images
     from fewstep.models import load
     from fewstep.reproduce import field_page
     from fewstep.reproduce.field_methods import IMAGES, Effort
     from fewstep.reproduce.field_table import NFES, FieldSettings, FieldTable
-    from fewstep.reproduce.pictures import clean_images
 
     settings = FieldSettings(
         tuple(flat(methods)) or ("all",), whole_numbers(nfe, "--nfe") or NFES, seeds_of(seeds),

@@ -83,6 +83,11 @@ def image_names(path: Path) -> list[str]:
     return [name[inside:].replace("\\", "/") for name, _ in _files(path)]
 
 
+def count_images(path: Path) -> int:
+    """How many pictures there are in a folder, a zip or an npz, as `read_images` looks for them."""
+    return len(_array(path, None)[1]) if path.suffix == ".npz" else sum(1 for _ in _files(path))
+
+
 def _files(path: Path) -> Iterator[Named]:
     return _from_folder(path) if path.is_dir() else _from_zip(path)
 
@@ -141,17 +146,7 @@ def _stack(pixels: list[np.ndarray[Any, Any]]) -> Tensor:
 
 
 def _from_npz(path: Path, batch: int, array: str | None, most: int | None) -> Iterator[Tensor]:
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as data:
-            held = sorted(data)
-            name = array or next((n for n in ARRAY_NAMES if n in held), None)
-            images = data[name] if name in held else None
-    except Exception as error:  # zip, zlib, numpy and pickle refusals all come as classes of their own
-        raise FileFormatError(f"{path} cannot be read as npz ({error}); write it again with numpy.savez") from error
-    if images is None:
-        raise ArgumentError(
-            f"array: {path} has no {array or ' or '.join(ARRAY_NAMES)}; it holds {held}: name one of them"
-        )
+    name, images = _array(path, array)
     if images.dtype != np.uint8 or images.ndim not in (3, 4) or len(images) == 0:
         raise ArgumentError(
             f"array {name} of {path} is {images.dtype} {images.shape}; give uint8 [N, H, W] or [N, H, W, C]"
@@ -160,3 +155,16 @@ def _from_npz(path: Path, batch: int, array: str | None, most: int | None) -> It
         images = images[spread(len(images), most)] if len(images) > most else images
     pixels = torch.from_numpy(images.reshape(*images.shape[:3], -1)).permute(0, 3, 1, 2)
     return (to_unit(part) for part in pixels.split(batch))
+
+
+def _array(path: Path, array: str | None) -> tuple[str, np.ndarray[Any, Any]]:
+    """The array of images of an npz, and its name."""
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as data:
+            held = sorted(data)
+            name = array or next((n for n in ARRAY_NAMES if n in held), None)
+            if name is not None and name in held:
+                return name, data[name]
+    except Exception as error:  # zip, zlib, numpy and pickle refusals all come as classes of their own
+        raise FileFormatError(f"{path} cannot be read as npz ({error}); write it again with numpy.savez") from error
+    raise ArgumentError(f"array: {path} has no {array or ' or '.join(ARRAY_NAMES)}; it holds {held}: name one of them")

@@ -77,7 +77,7 @@ def page_of(
         found.model, found.nfe, f"{found.method} with {found.solver}", judge_in_words(found), entries,
         selected_by=found.selected_by, series=series, series_judge=series_judge, series_note=series_note,
         candidates=candidates(found), trials=trials(found), parts=parts(found), course=course(found),
-        costs=[*costs, *extra_costs], facts=_facts(found, command), gain_error=_gain_error(found),
+        costs=[*costs, *extra_costs], facts=_facts(found, command), gain_error=(gain(found) or (0.0, None))[1],
         schedule_file=schedule_file, classes=classes,
     )  # fmt: skip
 
@@ -90,11 +90,11 @@ def _entry(found: Found, role: str, label: str, tableau: Tableau, samples: Mappi
     return Entry(label, role, tableau.nfe, tableau, samples.get(role), score, error, detail, others)
 
 
-def _gain_error(found: Found) -> float | None:
-    """Standard error of the difference of the two scores on the page."""
+def gain(found: Found) -> Figure | None:
+    """How much lower the score of the sampler found is on the same report seeds, by the judge of `figure`."""
     told: Mapping[str, Any] = found.report.get("gain", {})
     record = told.get(found.selected_by) or next(iter(told.values()), None)
-    return None if record is None else _error(record)
+    return None if record is None else (float(record["value"]), _error(record))
 
 
 def _error(record: Mapping[str, Any]) -> float | None:

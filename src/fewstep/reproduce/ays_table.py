@@ -24,9 +24,9 @@ import torch
 from torch import Tensor
 
 from fewstep import solvers
+from fewstep.clean import Data
 from fewstep.compare import Results
 from fewstep.errors import ArgumentError
-from fewstep.inputs import Data
 from fewstep.metrics import Statistics, frechet_with_error
 from fewstep.progress import Event, Report, silent
 from fewstep.randomness import ReportSeeds

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from fewstep import solvers, times
 from fewstep.brownian import MOTION
+from fewstep.clean import Data
 from fewstep.compare import Results
 from fewstep.conditions import first_rows
 from fewstep.errors import ArgumentError
-from fewstep.inputs import Data
 from fewstep.judging import checked_objective, selection_judge, taught
 from fewstep.models import default_condition
 from fewstep.noise import as_float64

@@ -31,8 +31,8 @@ from fewstep.search.teacher import CALLS
 from fewstep.tableau import Tableau
 
 if TYPE_CHECKING:
+    from fewstep.clean import Data
     from fewstep.denoiser import Denoiser
-    from fewstep.inputs import Data
     from fewstep.models import Judge
 
 HAND, S3 = "hand", "s3"

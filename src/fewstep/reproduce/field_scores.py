@@ -34,8 +34,8 @@ from fewstep.search.cache import digest
 from fewstep.search.judges import projection
 
 if TYPE_CHECKING:
+    from fewstep.clean import Data
     from fewstep.denoiser import Denoiser
-    from fewstep.inputs import Data
     from fewstep.models import Judge
     from fewstep.randomness import ReportSeeds
     from fewstep.search.teacher import Teacher

@@ -35,8 +35,8 @@ from fewstep.search.cache import digest
 from fewstep.tableau import Tableau
 
 if TYPE_CHECKING:
+    from fewstep.clean import Data
     from fewstep.denoiser import Denoiser
-    from fewstep.inputs import Data
     from fewstep.models import Judge
     from fewstep.search.teacher import Teacher
 

@@ -19,6 +19,8 @@ from fewstep.search.klub import Gram
 from fewstep.search.lookup import Lookup
 
 FINER = 8
+SPLINE = 4
+"""Noise levels that a cubic spline needs."""
 
 
 @dataclass(frozen=True)
@@ -79,8 +81,8 @@ def interpolation_error(gram: Gram, ratios: Tensor) -> float:
     from scipy.interpolate import RectBivariateSpline
 
     logs, levels = gram.ratios.log().numpy(), len(gram.ratios)
-    if levels < 4:
-        raise ArgumentError(f"the table has {levels} noise levels: make one with at least four")
+    if levels < SPLINE:
+        raise ArgumentError(f"the table has {levels} noise levels: make one with at least {SPLINE}")
     signs = np.sign(np.arange(levels)[None, :] - np.arange(levels)[:, None])
     smooth: Any = RectBivariateSpline(logs, logs, signs * gram.gaps.numpy(), s=0)
     parts = np.arange(FINER * (levels - 1) + 1) / FINER

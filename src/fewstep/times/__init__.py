@@ -33,7 +33,7 @@ from fewstep.times.grids import (
     uniform,
     vp_uniform,
 )
-from fewstep.times.published import HOSTS, PUBLISHED, Published, published
+from fewstep.times.published import HOSTS, PUBLISHED, Published, listed, published
 from fewstep.times.resample import resample
 
 edm = karras
@@ -64,11 +64,14 @@ ALIASES: dict[str, Callable[..., Tensor]] = {
 
 
 def named(name: str) -> Callable[..., Tensor]:
-    """The grid function of that name or alias; an `ArgumentError` that lists all names otherwise."""
+    """The grid function of that name or alias, or a published list as one (`listed`).
+
+    Errors: `ArgumentError` that lists all names, for any other.
+    """
     found = NAMES.get(name) or ALIASES.get(name)
-    if found is None:
-        raise ArgumentError(f"no times named {name!r}: the names are {', '.join([*NAMES, *ALIASES])}")
-    return found
+    if found is None and name not in PUBLISHED:
+        raise ArgumentError(f"no times named {name!r}: the names are {', '.join([*NAMES, *ALIASES, *PUBLISHED])}")
+    return found or listed(name)
 
 
 __all__ = [
@@ -89,6 +92,7 @@ __all__ = [
     "laplace",
     "leading",
     "linspace",
+    "listed",
     "logsnr",
     "named",
     "polyexponential",

@@ -6,6 +6,7 @@ The same "10 steps" of one list are different times in different programs; `publ
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any, Literal
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from fewstep.errors import ArgumentError
 from fewstep.noise import Discrete, NoiseSchedule, as_float64, from_dict
-from fewstep.times.ends import check, whole
+from fewstep.times.ends import End, check, grid, whole
 from fewstep.times.resample import log_linear, resample
 
 Host = Literal["paper", "diffusers", "comfyui", "a1111"]
@@ -40,7 +41,7 @@ class Published:
     decimals: tuple[int, int]
     """Decimals printed of the first and of the last number."""
     indices: tuple[int, ...] = ()
-    """The integer time steps that diffusers stores, without the final state; empty if it stores none."""
+    """The integer time steps that diffusers stores (of ays-if the paper), without the final state; empty if none."""
     comfyui: tuple[float, ...] = ()
     """The numbers that ComfyUI stores, where it has more digits."""
     record: dict[str, Any] = field(default_factory=dict, repr=False)
@@ -94,8 +95,9 @@ def published(
             `sigma / alpha` are kept, and a first or last value that is the range's end but for its last printed digit
             becomes that end.
         host: "paper" keeps the printed end. "comfyui" takes n + 1 values and puts zero noise in place of the last.
-            "a1111" (WebUI, Forge) takes n values and appends zero noise. "diffusers" has one length only: its integer
-            time steps where it stores some, else the numbers, and zero noise last.
+            "a1111" (WebUI, Forge) takes n values and appends zero noise. "diffusers" has one length only: integer time
+            steps where the list has some, else the numbers, and zero noise last. A list that a host does not have is
+            taken as its own ones are.
         denoise: for image-to-image, as ComfyUI has it: of the n steps the last `round(n * denoise)` are kept.
         clip: move times outside the network's range to its ends, with a warning, instead of refusing them.
 
@@ -128,6 +130,29 @@ def published(
     if host != "paper":
         times[-1] = noise.t_clean
     return check(times[-(kept + 1) :], noise, clip=clip)
+
+
+def listed(name: str) -> Callable[..., Tensor]:
+    """A published list as a grid `(noise, n, *, start=None, end="zero", clip=False)` like those of `times.NAMES`.
+
+    It keeps its own first noise level. Ends are those of `fewstep.times.grid`: "zero" puts zero noise in place of the
+    last value, as ComfyUI does, "append" resamples to one value fewer and appends it, as WebUI and Forge do.
+
+    Errors: `ArgumentError` for another start; others as in `published`.
+    """
+
+    def laid(
+        noise: NoiseSchedule, n: int, *, start: float | None = None, end: End = "zero", clip: bool = False
+    ) -> Tensor:
+        own = published(name, whole(n), noise, clip=clip)[0].item()
+        if start is not None and start != own:
+            raise ArgumentError(
+                f"start is {start:.6g}, and {name} starts at {own:.6g}: leave start out (for image-to-image, "
+                'published(..., host="comfyui", denoise=))'
+            )
+        return grid(noise, n, lambda first, last, steps: published(name, steps, noise, clip=clip), own, end)
+
+    return laid
 
 
 def _kept(steps: int, denoise: float, host: Host) -> int:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar
@@ -75,6 +76,16 @@ class Family(ABC):
     @abstractmethod
     def decode(self, latents: Tensor) -> Tensor:
         """Pixels in about [-1, 1], `[B, 3, H, W]` or `[B, 3, frames, H, W]`."""
+
+    def encode_pixels(self, pixels: Tensor) -> Tensor:
+        """Latents of pictures `[B, 3, H, W]` in [-1, 1]: what `decode` undoes, as far as it can.
+
+        Errors: `ArgumentError` where the family has no encoder of pictures.
+        """
+        raise ArgumentError(
+            f"{type(self.pipe).__name__} encodes no pictures here: give its latents as numbers (.safetensors with "
+            "`samples`), or no data, and the teacher makes some"
+        )
 
     def mu(self) -> float | None:
         """Of the scheduler's resolution-dependent shift, where the pipeline has one."""
@@ -205,19 +216,40 @@ def dynamic_mu(scheduler: Any, tokens: int) -> float:
 
 def decoded(vae: Any, latents: Tensor) -> Tensor:
     """Pixels of the latents of a picture autoencoder."""
+    scale, shift = _units(vae, latents)
+    with _precise(vae):
+        return vae.decode((latents * scale + shift).to(vae.dtype), return_dict=False)[0]
+
+
+def encoded(vae: Any, pixels: Tensor) -> Tensor:
+    """Latents of pictures, from a picture autoencoder: the modes, which need no seeds."""
+    with _precise(vae):
+        found = vae.encode(pixels.to(vae.dtype), return_dict=False)[0]
+    latents = found.mode() if hasattr(found, "mode") else found
+    scale, shift = _units(vae, latents)
+    return (latents - shift) / scale
+
+
+def _units(vae: Any, like: Tensor) -> tuple[Tensor | float, Tensor | float]:
+    """`(scale, shift)` from the network's latents to the autoencoder's."""
     config = vae.config
     mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
     if mean is not None and std is not None:
-        latents = latents * _channelled(std, latents) / config.scaling_factor + _channelled(mean, latents)
-    else:
-        latents = latents / config.scaling_factor + (getattr(config, "shift_factor", None) or 0.0)
-    upcast = vae.dtype == torch.float16 and getattr(config, "force_upcast", False)  # SDXL's overflows in float16
+        return _channelled(std, like) / config.scaling_factor, _channelled(mean, like)
+    return 1 / config.scaling_factor, getattr(config, "shift_factor", None) or 0.0
+
+
+@contextmanager
+def _precise(vae: Any) -> Generator[None]:
+    """SDXL's autoencoder in float32 meanwhile: it overflows in float16."""
+    upcast = vae.dtype == torch.float16 and getattr(vae.config, "force_upcast", False)
     if upcast:
         vae.to(torch.float32)
-    pixels = vae.decode(latents.to(vae.dtype), return_dict=False)[0]
-    if upcast:
-        vae.to(torch.float16)
-    return pixels
+    try:
+        yield
+    finally:
+        if upcast:
+            vae.to(torch.float16)
 
 
 def _channelled(values: Sequence[float], like: Tensor) -> Tensor:

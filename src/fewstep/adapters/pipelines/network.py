@@ -17,6 +17,7 @@ from fewstep.denoiser import Denoiser, Network
 from fewstep.errors import ArgumentError
 from fewstep.fingerprint import fingerprint_of, parameters_digest
 from fewstep.guidance import Wrapped
+from fewstep.networks.labels import innermost
 from fewstep.noise import Time
 
 DECODED_AT_ONCE = 4
@@ -55,6 +56,12 @@ class Latent:
         parts = latents.split(at_once)
         made = [self.family.decode(part.to(self.family.device, torch.float32)).float().cpu() for part in parts]
         return torch.cat(made).clamp(-1, 1)
+
+    @torch.no_grad()
+    def encode(self, pixels: Tensor, at_once: int = DECODED_AT_ONCE) -> Tensor:
+        """Latents of pictures `[B, 3, H, W]` in [-1, 1], float32 on the CPU: the modes of the encoder."""
+        parts = [self.family.encode_pixels(part.to(self.family.device)) for part in pixels.split(at_once)]
+        return torch.cat([part.float().cpu() for part in parts])
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -163,3 +170,9 @@ class ByExpert(Wrapped):
     def _outputs(self, x: Tensor, t: Time, condition: Condition) -> tuple[Tensor, ...]:
         time = float(t.detach() if isinstance(t, Tensor) else t)
         return ((self.inner if self._told(time) >= self.boundary else self.low)(x, t, condition),)
+
+
+def latent_of(model: Denoiser) -> Latent | None:
+    """The pipeline inside a denoiser, whatever wraps it; None for other networks."""
+    inner = innermost(model)
+    return inner if isinstance(inner, Latent) else None

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep.adapters.pipelines.family import Family, Leaves, decoded, dynamic_mu
+from fewstep.adapters.pipelines.family import Family, Leaves, decoded, dynamic_mu, encoded
 from fewstep.errors import ArgumentError
 
 
@@ -28,6 +28,9 @@ class Picture(Family):
 
     def decode(self, latents: Tensor) -> Tensor:
         return decoded(self.pipe.vae, latents)
+
+    def encode_pixels(self, pixels: Tensor) -> Tensor:
+        return encoded(self.pipe.vae, pixels)
 
     @property
     def factor(self) -> int:
