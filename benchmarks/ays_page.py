@@ -265,7 +265,7 @@ def repeated_text(nfes: Sequence[int], grids: Callable[[int], Iterable[str]], fo
             ]
             means = [statistics.mean(values) for _, values in repeated(nfe, method, score)]
             cells += (
-                [Band.of(means).text("one"), Band.of(min(rivals) / mean for mean in means).text("one", 2)]
+                [Band.of(means).text("alike"), Band.of(min(rivals) / mean for mean in means).text("alike", 2)]
                 if means and rivals
                 else ["...", "..."]
             )

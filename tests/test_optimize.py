@@ -107,7 +107,7 @@ def test_a_plan_never_exceeds_its_budget(method: str, nfe: int, calls: int, made
 
 
 def test_the_default_budgets_are_those_that_are_promised() -> None:
-    assert default_calls(6) <= 80_000 and default_calls(10) <= 150_000 and default_calls(50) <= 150_000
+    assert default_calls(6) <= 130_000 and default_calls(10) <= 130_000 and default_calls(50) <= 150_000
 
 
 def test_guidance_costs_double() -> None:
@@ -235,7 +235,7 @@ def test_ays_and_grids_take_times_from_the_loss_curve_too(found: Found) -> None:
     ays = optimize(counted(), 3, "ays", objective=off_the_modes, max_calls=BUDGET)
     for one in (found, ays):
         entered = {c["origin"] for c in one.candidates if c["method"] == "loss"}
-        assert entered == {f"rescaled entropic, power {power}" for power in ("1", "0.85", "1.15")}
+        assert entered == {f"rescaled entropic, power {power}" for power in ("1", "0.95", "1.05")}
         starts = {c["start"] for c in one.candidates if c["method"] == "ays"}
         assert starts & entered  # the descent goes down from them too
     assert {c["method"] for c in ays.candidates} == {"hand", "loss", "ays"}

@@ -85,7 +85,7 @@ def optimize(
             default `dpmpp_2m`, and `auto` with method `auto`.
         minutes: time to spend; the network's speed is measured first, so results vary with the machine.
         max_calls: network calls to spend at most, everything included (one image through the network once is one call);
-            13,000 for each of `nfe`, between 80,000 and 150,000, when neither is given, and three times that to learn.
+            130,000 to 150,000 when neither is given (13,000 for each of `nfe`), and 240,000 to 450,000 to learn.
         objective: what selects, lower is better: `matched` (distance of the samples, as a set, to a 60-call run's of
             the same noise), `faithful` (the geometric mean of that in features and in the samples themselves),
             `frechet` (to the data), `teacher` (RMS distance to the 60-call run, sample by sample), or a function

@@ -78,7 +78,7 @@ EndOption = Annotated[
 MaxCallsOption = Annotated[
     int | None,
     typer.Option(
-        help="Network calls to spend in all.", show_default="13,000 for each of --nfe, three times that to learn"
+        help="Network calls to spend in all.", show_default="130,000 to 150,000 by --nfe; 240,000 to 450,000 to learn"
     ),
 ]
 ObjectiveOption = Annotated[

@@ -30,7 +30,7 @@ RECOMMENDED = ("dpmpp_2m", "unipc", "ipndm", "dpmpp_3m")
 """What `solver="auto"` tries: multistep solvers, one network call a step, each the best of its family somewhere."""
 DMN_OPTIONS: tuple[dict[str, Any], ...] = ({"p": 1.0}, {"p": 2.0}, {"p": 1.0, "order": 2}, {"p": 1.0, "truncation": 0})
 """The authors' two exponents come first; `grids` and `auto` take only those."""
-POWERS = (1.0, 0.85, 1.15)
+POWERS = (1.0, 0.95, 1.05)
 """Of the rescaled entropic times that enter: the paper's, and around it."""
 
 MANY, COARSE = 14, 10
