@@ -304,7 +304,7 @@ def test_ays_is_better_than_its_best_start(quality: object) -> None:
     found = ays(analytic(128), NOISE, {"karras": START, "logsnr": STARTS["logsnr"]}, quality)
     assert found.start_score == min(quality(START), quality(STARTS["logsnr"]))
     assert found.score < 0.6 * found.start_score and found.score == quality(found.best.times)
-    assert found.best.sweep > 0 and "sweeps" in found.best.origin
+    assert found.best.sweep > 0 and f"{found.best.sweep} sweep" in found.best.origin
 
 
 def test_ays_is_never_worse_than_its_best_start() -> None:

@@ -14,7 +14,7 @@ from fewstep.errors import ArgumentError
 from fewstep.inputs import known_data
 from fewstep.metrics import Statistics
 from fewstep.reproduce.ays_table import AysTable
-from fewstep.reproduce.choosing import Settings
+from fewstep.reproduce.choosing import Choice, Settings
 from fewstep.search.ays import refine, to_ratios
 from fewstep.search.teacher import sde_of
 from fewstep.times.resample import log_linear
@@ -169,6 +169,30 @@ def test_seed_sets_are_disjoint(whole: AysTable) -> None:
     one, two = work.score("sde_dpmpp_2m", 4, "hand", 0), work.score("sde_dpmpp_2m", 4, "hand", 1)
     assert one["fd"] != two["fd"]
     assert not set(work._seeds(0)) & set(work._seeds(1))
+
+
+@pytest.mark.parametrize(
+    ("hand", "ays", "error", "bold"),
+    [
+        ([1.0, 1.1], [0.8, 0.9], 0.5, "ays"),
+        ([0.8, 0.9], [1.0, 1.1], 0.5, "hand"),
+        ([1.0, 1.1], [0.8, 1.05], 0.001, ""),
+        ([1.0], [0.8], 0.5, ""),  # one set: the errors decide
+        ([1.0], [0.8], 0.01, "ays"),
+        ([0.8], [1.0], 0.01, "hand"),
+    ],
+)
+def test_bold_is_apart(
+    hand: list[float], ays: list[float], error: float, bold: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = table(tmp_path, replace(SMALL, nfes=(4,), seed_sets=len(hand)))
+    choice = Choice(torch.tensor([1.0, 0.0]), "by hand")
+    scores = {
+        kind: [{"fd": value, "fd_error": error} for value in values] for kind, values in (("hand", hand), ("ays", ays))
+    }
+    monkeypatch.setattr(AysTable, "known", lambda self, solver, nfe, kind: (choice, scores.get(kind, scores["hand"])))
+    marked = {k: f"**{sum(v) / len(v):.3g}**" in work.markdown() for k, v in (("hand", hand), ("ays", ays))}
+    assert marked == {"hand": bold == "hand", "ays": bold == "ays"}
 
 
 def test_what_is_refused(tmp_path: Path) -> None:

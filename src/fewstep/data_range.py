@@ -47,7 +47,7 @@ class Range:
         return self.low - slack <= low and high <= self.high + slack and high - low > 0.4 * (self.high - self.low)
 
 
-RANGES = (Range(-1, 1), Range(0, 1), Range(0, 255))
+RANGES = (Range(-1, 1), Range(-0.5, 0.5), Range(0, 1), Range(0, 255))
 
 
 def plausible(data: Tensor) -> list[tuple[Range, Range]]:

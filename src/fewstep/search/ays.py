@@ -133,7 +133,8 @@ class Snapshot:
     def origin(self) -> str:
         """In words, for tables and reports."""
         way = "" if self.via == DIRECT else f", {self.via}"
-        return f"AYS from {self.start}, {self.sweep} sweeps{way}" if self.sweep else f"{self.start}{way}"
+        sweeps = f"{self.sweep} sweep{'s' if self.sweep > 1 else ''}"
+        return f"AYS from {self.start}, {sweeps}{way}" if self.sweep else f"{self.start}{way}"
 
 
 @dataclass(frozen=True)
