@@ -21,7 +21,8 @@ def torch_defaults() -> Iterator[None]:
     yield
     left = (torch.get_default_dtype(), torch.get_default_device(), torch.is_grad_enabled())
     torch.set_default_dtype(dtype)
-    torch.set_default_device(device)
+    torch.set_default_device(None)  # any device, the CPU too, would send every later torch call through Python
     torch.set_grad_enabled(grad)
-    torch.use_deterministic_algorithms(deterministic)
+    if torch.are_deterministic_algorithms_enabled() != deterministic:  # to set it anew imports the compiler
+        torch.use_deterministic_algorithms(deterministic)
     assert left == (dtype, device, grad), f"the test left torch's defaults changed: {left}"
