@@ -14,6 +14,7 @@ result is the same from every start that was tried, and never above the publishe
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
@@ -76,7 +77,15 @@ def bound(lams: Tensor, *, p: float = 1.0, order: int = 3, truncation: int = 3, 
 
 
 def minimise(first: float, last: float, n: int, *, p: float = 1.0, order: int = 3, truncation: int = 3) -> Tensor:
-    """The grid of `n` steps from lam `first` to `last` with the least bound: `[n+1]` float64, rising, deterministic."""
+    """The grid of `n` steps from lam `first` to `last` with the least bound: `[n+1]` float64, rising, deterministic.
+
+    It is kept: solvers that compete, and searches one after the other, ask for the same grid again.
+    """
+    return _minimised(first, last, n, p, order, truncation).clone()
+
+
+@functools.lru_cache(maxsize=256)
+def _minimised(first: float, last: float, n: int, p: float, order: int, truncation: int) -> Tensor:
     # scipy takes a tenth of a second to import, which a program that only samples should not pay.
     from scipy.optimize import minimize
 
