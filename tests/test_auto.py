@@ -23,7 +23,7 @@ from fewstep.search.window import Window
 from fewstep.tableau import Tableau
 from tests.test_optimize import counted
 
-CALLS = 60_000
+CALLS = 30_000
 ALL = {"hand", "dmn", "loss", "ays", "surrogate", "gits", "local_error", "s3", "ld3", "lesson", "joint"}
 
 
@@ -41,7 +41,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Found, Path, list[str
     judge = models.judge("problem:gaussian")
     assert judge is not None
     found = optimize(
-        net, 3, judge=replace(judge, nll=None), max_calls=CALLS, out=folder, progress=look, teacher_calls=20
+        net, 3, judge=replace(judge, nll=None), max_calls=CALLS, out=folder, progress=look, teacher_calls=8
     )
     assert net.evaluations == found.calls <= CALLS
     return found, folder, seen
@@ -77,7 +77,7 @@ def test_the_course_is_told_and_the_best_so_far_is_on_disk(run: tuple[Found, Pat
 
 
 def test_a_small_budget_does_without_the_teachers_parts() -> None:
-    found = optimize(counted(), 3, objective=lambda x: x.flatten(1).square().mean(1), max_calls=14_000)
+    found = optimize(counted(), 3, objective=lambda x: x.flatten(1).square().mean(1), max_calls=12_500, teacher_calls=8)
     assert "joint" not in {c["method"] for c in found.candidates}
     assert any("too few to plan or to learn" in note for note in found.notes)
     assert any(note.startswith("Chosen on ") for note in found.notes)

@@ -297,7 +297,9 @@ def test_a_real_interrupt_leaves_whole_files(tmp_path):
 def test_optimize_writes_a_schedule_a_picture_and_a_report(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     out = tmp_path / "runs" / "problem-gaussian-4"
-    told = json.loads(run("optimize", PROBLEM, "--nfe", 4, "--method", "dmn", *TINY, "--json").stdout)
+    told = json.loads(
+        run("optimize", PROBLEM, "--nfe", 4, "--method", "dmn", *TINY[2:], "--max-calls", 20000, "--json").stdout
+    )
     assert {Path(f).name for f in told["files"]} == {"schedule.json", "samples.png", "report.html", "search.json"}
     assert all(Path(f).stat().st_size > 500 for f in told["files"])
     table = Tableau.load(out / "schedule.json")

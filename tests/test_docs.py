@@ -22,10 +22,12 @@ LINK = re.compile(r"!?\[[^\]]*\]\(([^)#\s]+)(?:#[^)]*)?\)")
 SHORTER = {
     'fs.load("mnist")                                   # a real': 'fs.load("problem:gaussian_8x8")  # a real',
     'nfe=6, method="auto", minutes=5': (
-        'nfe=2, method="auto", max_calls=7_500, teacher_calls=8, calibration=fs.CalibrationSeeds(16)'
+        'nfe=2, method="auto", max_calls=6_000, teacher_calls=8, calibration=fs.CalibrationSeeds(16)'
     ),
-    'nfe=6, method="auto", minutes=1': 'nfe=2, method="auto", max_calls=21_500',
+    'nfe=6, method="auto", minutes=1': 'nfe=2, method="auto", max_calls=6_000, teacher_calls=8',
     "seeds=range(64)": "seeds=range(8)",
+    'fs.load("mnist")\nplan': 'fs.load("problem:gaussian_8x8")\nplan',
+    "nfes=(3, 4), images=200": "nfes=(3, 4), images=48",
     '"mnist", nfes=range(4, 11), budget=400': '"problem:gaussian", nfes=[3], budget=24, images=[16]',
     "Workers(2)": "Workers(1)",
 }

@@ -37,7 +37,8 @@ from fewstep.tableau import Tableau
 S = pytest.mark.slow
 
 NOISE = EDM()
-BUDGET = 12_000
+BUDGET = 8_000
+TAUGHT = {"max_calls": 12_000, "teacher_calls": 12}  # with a cheap teacher a small budget goes a long way
 
 
 def mixture() -> Denoiser:
@@ -211,7 +212,7 @@ def test_scorer_pays_for_each_image_once(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------------- the whole run
 @pytest.fixture(scope="module")
 def found() -> Found:
-    return optimize(counted(), 4, "grids", max_calls=2 * BUDGET)
+    return optimize(counted(), 4, "grids", **TAUGHT)
 
 
 def test_found_is_better_and_says_by_how_much(found: Found) -> None:
@@ -232,7 +233,7 @@ def test_found_is_better_and_says_by_how_much(found: Found) -> None:
 
 
 def test_ays_and_grids_take_times_from_the_loss_curve_too(found: Found) -> None:
-    ays = optimize(counted(), 3, "ays", objective=off_the_modes, max_calls=BUDGET)
+    ays = optimize(counted(), 3, "ays", objective=off_the_modes, max_calls=10_000)
     for one in (found, ays):
         entered = {c["origin"] for c in one.candidates if c["method"] == "loss"}
         assert entered == {f"rescaled entropic, power {power}" for power in ("1", "0.95", "1.05")}
@@ -242,7 +243,7 @@ def test_ays_and_grids_take_times_from_the_loss_curve_too(found: Found) -> None:
 
 
 def test_the_same_twice(found: Found) -> None:
-    again = optimize(counted(), 4, "grids", max_calls=2 * BUDGET).to_dict()
+    again = optimize(counted(), 4, "grids", **TAUGHT).to_dict()
     first = found.to_dict()
     for record in (first, again):
         for stage in (*record["stages"], *record["course"]):
@@ -261,14 +262,14 @@ def test_the_judge_by_default() -> None:
     """The distance to the teacher's samples of the same seeds, in features too where they are known; without a teacher
     that to the data.
     """
-    seen = optimize(counted(), 3, "grids", judge=featured(), max_calls=2 * BUDGET)
+    seen = optimize(counted(), 3, "dmn", judge=featured(), max_calls=BUDGET, teacher_calls=12)
     assert seen.selected_by.startswith("faithful, Fréchet distance to the teacher's end points")
     alone = optimize(counted(), 3, "dmn", judge=featured(), teacher_calls=0, max_calls=BUDGET)
     assert alone.selected_by.startswith("Fréchet distance, ")
-    without = optimize(counted(), 3, "grids", max_calls=2 * BUDGET)
+    without = optimize(counted(), 3, "dmn", max_calls=BUDGET, teacher_calls=12)
     assert without.selected_by.startswith("sliced Wasserstein distance to the teacher's end points")
     assert without.selected_by in without.report["after"]
-    matched = optimize(counted(), 3, "grids", judge=featured(), objective="matched", max_calls=2 * BUDGET)
+    matched = optimize(counted(), 3, "dmn", judge=featured(), objective="matched", max_calls=BUDGET, teacher_calls=12)
     assert matched.selected_by.startswith("Fréchet distance to the teacher's end points")
 
 
@@ -309,8 +310,9 @@ def test_a_matched_judge_compares_sets_of_the_same_seeds() -> None:
 def test_the_budget_is_honoured_exactly(method: str, objective: str, tmp_path: Path) -> None:
     net = counted()
     judge = featured() if objective in ("frechet", "auto") else None
-    result = optimize(net, 3, method, objective=objective, judge=judge, max_calls=2 * BUDGET, out=tmp_path)
-    assert net.seen == net.evaluations == result.calls <= result.plan["max_calls"] == 2 * BUDGET
+    options = {"objective": objective, "judge": judge, "max_calls": BUDGET, "teacher_calls": 12}
+    result = optimize(net, 3, method, **options, out=tmp_path)
+    assert net.seen == net.evaluations == result.calls <= result.plan["max_calls"] == BUDGET
     planned = {stage["stage"]: stage for stage in result.stages}
     assert all(stage["calls"] <= stage["planned"] for stage in planned.values())
     assert set(planned) <= set(result.plan["stages"])
@@ -328,7 +330,7 @@ def test_the_budget_is_honoured_exactly(method: str, objective: str, tmp_path: P
 def test_a_given_table_takes_no_hand_crafted_grids_place() -> None:
     """The start of the figures is the best hand-crafted grid also where the table that was given is on its times."""
     given = solvers.dpmpp_2m(times.logsnr(NOISE, 4)).tabulate(NOISE)
-    result = optimize(counted(), 4, "dmn", objective=off_the_modes, max_calls=2 * BUDGET, given=given)
+    result = optimize(counted(), 4, "dmn", objective=off_the_modes, max_calls=BUDGET, teacher_calls=12, given=given)
     hand = {c["origin"] for c in result.candidates if c["method"] == "hand"}
     assert hand == set(times.NAMES) and any(c["method"] == "given" for c in result.candidates)
 
@@ -425,7 +427,7 @@ def test_few_calls() -> None:
 
 def test_flow_models() -> None:
     problem = problems.get("grid_6x6", Flow(shift=3.0))
-    result = optimize(problem.denoiser(), 3, "grids", max_calls=2 * BUDGET)
+    result = optimize(problem.denoiser(), 3, "grids", max_calls=BUDGET, teacher_calls=12)
     assert result.tableau.times[0] == 1.0 and result.tableau.times[-1] == 0.0
     assert result.model == "problem:grid_6x6" and result.selection["after"] <= result.selection["before"]
 
@@ -433,8 +435,8 @@ def test_flow_models() -> None:
 def test_without_data_the_teacher_makes_some() -> None:
     inner = mixture()
     net = Denoiser(lambda x, t, c: inner.fn(x, t, None), noise=NOISE, shape=inner.shape, fingerprint="wrapped")
-    result = optimize(net, 3, "grids", objective=off_the_modes, max_calls=2 * BUDGET)
-    assert net.evaluations == result.calls <= 2 * BUDGET
+    result = optimize(net, 3, "grids", objective=off_the_modes, max_calls=BUDGET, teacher_calls=12)
+    assert net.evaluations == result.calls <= BUDGET
     assert any("the teacher made" in note for note in result.notes) and any(
         "martingale" in note for note in result.notes
     )
@@ -449,7 +451,7 @@ def test_guidance_is_counted_twice() -> None:
     inner = Denoiser(lambda x, t, c: problem.denoise(x, t), noise=NOISE, shape=(2,), fingerprint="g", null_condition=0)
     net = guided(inner, 2.0)
     result = optimize(
-        net, 2, "grids", objective=off_the_modes, condition=torch.arange(4), max_calls=2 * BUDGET,
+        net, 2, "grids", objective=off_the_modes, condition=torch.arange(4), max_calls=2 * BUDGET, teacher_calls=12,
         data=problem.sample(64), data_condition=torch.zeros(64).long(),
     )  # fmt: skip
     assert net.evaluations == result.calls <= 2 * BUDGET and net.batch_cost == 2
@@ -541,7 +543,7 @@ def test_a_network_that_fails_is_reported() -> None:
 
 def test_progress_is_told() -> None:
     events: list[Event] = []
-    optimize(counted(), 3, "grids", max_calls=2 * BUDGET, progress=events.append)
+    optimize(counted(), 3, "grids", max_calls=BUDGET, teacher_calls=12, progress=events.append)
     assert {"teacher", "race", "noising paths", "finals", "report"} <= {e.stage for e in events}
     assert all(e.total is not None and 0 <= e.done <= e.total for e in events)
     assert any(e.best for e in events if e.stage == "race")

@@ -26,7 +26,8 @@ from fewstep.tableau import Tableau
 
 from .edm_networks import DDPMPP, TINY, randn, write_pickle
 
-CONFIG = {"class_name": "EDMPrecond"} | DDPMPP | TINY | {"img_resolution": 8, "channel_mult": [1], "label_dim": 4}
+SIZES = {"img_resolution": 8, "model_channels": 8, "channel_mult": [1], "attn_resolutions": [], "label_dim": 4}
+CONFIG = {"class_name": "EDMPrecond"} | DDPMPP | TINY | SIZES
 FEATURES = """
 import torch
 def make():

@@ -369,7 +369,7 @@ def test_features_of_ones_own_judge_a_study_and_its_workers(tmp_path, monkeypatc
     asked = ("start", MODEL, "--nfe", "3", "--budget", 4, "--out", path, "--proposer", PROPOSER, "--images", 16, "-q")
     own = ("--features", "python:tests.test_searching:sizes", "--reference")
     assert "belong together" in run(*asked, *own[:2], code=2).output
-    run(*asked, *own, "stats.npz", "--objective", "frechet", "--workers", 2, "--pool", "processes", "--threads", 1)
+    run(*asked, *own, "stats.npz", "--objective", "frechet", "--workers", 1, "--pool", "processes", "--threads", 1)
     monkeypatch.chdir(Path(__file__).resolve().parents[1])
     run("resume", path, "--budget", 5, "-q")
     contents = read(path)
