@@ -141,7 +141,7 @@ def test_both_estimators_agree(noise: NoiseSchedule, kind: str) -> None:
     net = {"ideal": problem.denoiser(), "wrong": wrong(problem), "guided": guided(problem.denoiser(), 3.0)}[kind]
     condition = labels if kind == "guided" else None
     one, two = (problem.sample(512, seed=s, condition=condition) for s in (1, 2))
-    gram = Gram.compute(net, one, condition=condition, ratios=ratio_grid(EDM(0.05, 10.0), 48))
+    gram = Gram.compute(net, one, condition=condition, ratios=ratio_grid(EDM(0.05, 10.0), 32))
     seeds = CalibrationSeeds(512, offset=5000)
     mc = MonteCarlo(net, two, condition=condition, seeds=seeds)
     grid = torch.tensor([0.06, 0.15, 0.3, 0.7, 1.5, 9.0], dtype=torch.float64)
