@@ -310,9 +310,8 @@ def test_a_matched_judge_compares_sets_of_the_same_seeds() -> None:
 def test_the_budget_is_honoured_exactly(method: str, objective: str, tmp_path: Path) -> None:
     net = counted()
     judge = featured() if objective in ("frechet", "auto") else None
-    options = {"objective": objective, "judge": judge, "max_calls": BUDGET, "teacher_calls": 12}
-    result = optimize(net, 3, method, **options, out=tmp_path)
-    assert net.seen == net.evaluations == result.calls <= result.plan["max_calls"] == BUDGET
+    result = optimize(net, 3, method, objective=objective, judge=judge, out=tmp_path, **TAUGHT)
+    assert net.seen == net.evaluations == result.calls <= result.plan["max_calls"] == TAUGHT["max_calls"]
     planned = {stage["stage"]: stage for stage in result.stages}
     assert all(stage["calls"] <= stage["planned"] for stage in planned.values())
     assert set(planned) <= set(result.plan["stages"])
