@@ -11,7 +11,7 @@ import torch
 from typer.testing import CliRunner
 
 from fewstep import models, times
-from fewstep.clean import clean_images
+from fewstep.clean import clean_images, drawn
 from fewstep.cli import app
 from fewstep.cli.reproducing_ays import rounds
 from fewstep.errors import ArgumentError, FileFormatError
@@ -201,15 +201,15 @@ def test_images_and_their_labels(folder: Path) -> None:
     model = models.load("edm:network.pkl?trust-pickle")
     whole = clean_images("images.npz", model, 1000)
     assert whole.samples.shape == (96, 3, 8, 8)
+    assert whole.condition.tolist() == [k % 4 for k in drawn(96, 1000)]
     some = clean_images("images.npz", model, 10)
-    rows = [k * 96 // 10 for k in range(10)]
-    assert torch.equal(some.samples, whole.samples[rows])
-    assert some.condition.tolist() == [k % 4 for k in rows]
-    _as_pictures(folder, whole.samples)
+    assert torch.equal(some.samples, whole.samples[:10]) and torch.equal(some.condition, whole.condition[:10])
+    in_order = whole.samples[[drawn(96, 96).index(k) for k in range(6)]]
+    _as_pictures(folder, in_order)
     for place in ("pictures", "pictures.zip"):
         found = clean_images(place, model, 3)
-        assert torch.equal(found.samples, whole.samples[[0, 2, 4]])
-        assert found.condition.tolist() == [0, 2, 0]
+        assert torch.equal(found.samples, in_order[drawn(6, 3)])
+        assert found.condition.tolist() == [k % 4 for k in drawn(6, 3)]
     (folder / "pictures" / "dataset.json").write_text('{"labels": [["0/0.png", 1]]}')
     with pytest.raises(FileFormatError, match="no label for every image"):
         clean_images("pictures", model, 3)

@@ -57,6 +57,11 @@ def rows(condition: Condition, index: slice | Sequence[int] | Tensor) -> Conditi
     return pytree.tree_map(lambda leaf: leaf[index] if isinstance(leaf, Tensor) else leaf, condition)
 
 
+def placed(condition: Condition, device: torch.device | str) -> Condition:
+    """The same on a device."""
+    return pytree.tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, condition)
+
+
 def first_rows(condition: Condition, n: int) -> Condition:
     """The first `n` samples of a condition."""
     return rows(condition, slice(0, n))

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep.conditions import first_rows
+from fewstep.conditions import first_rows, placed
 from fewstep.denoiser import Denoiser
 from fewstep.errors import ArgumentError, DenoiserError
 from fewstep.randomness import CalibrationSeeds, unit_noise
@@ -62,13 +62,14 @@ def calls(data: Tensor) -> int:
     return (1 + others) * len(LEVELS) * min(SAMPLES, len(data)) if others else 0
 
 
-def require_range(denoiser: Denoiser, data: Tensor, condition: Any = None) -> None:
+def require_range(denoiser: Denoiser, data: Tensor, condition: Any = None, cure: str = "give {formula}") -> None:
     """Refuse data that the network denoises much better once they are brought to another usual range.
 
     Args:
         denoiser: the network.
         data: clean samples `[N, *shape]`; the first few are used.
         condition: of the data.
+        cure: what to do, with a `{formula}` of the data.
 
     Errors: `ArgumentError` that names the likely range and the cure.
     """
@@ -88,14 +89,14 @@ def require_range(denoiser: Denoiser, data: Tensor, condition: Any = None) -> No
         raise ArgumentError(
             f"data span [{data.min().item():.4g}, {data.max().item():.4g}], and the network denoises them "
             f"{given / best[0]:.3g} times better once they are brought to {best[1].words}: it was likely trained on "
-            f"{best[1].words}; give {best[2]}"
+            f"{best[1].words}; {cure.format(formula=best[2])}"
         )
 
 
 def _formula(mine: Range, other: Range) -> str:
     scale = (other.high - other.low) / (mine.high - mine.low)
     shift = other.low - scale * mine.low
-    times = f" * {scale:g}" if scale >= 1 else f" / {1 / scale:g}"
+    times = "" if scale == 1 else f" * {scale:g}" if scale > 1 else f" / {1 / scale:g}"
     return f"data{times}" + (f" {'+' if shift > 0 else '-'} {abs(shift):g}" if shift else "")
 
 
@@ -112,7 +113,7 @@ def _error(denoiser: Denoiser, given: Tensor, moved: Tensor, scale: float, condi
         state = state.to(device=denoiser.device, dtype=denoiser.dtype)
         try:
             with torch.no_grad():
-                out = denoiser(state, time.item(), first_rows(condition, len(given)))
+                out = denoiser(state, time.item(), placed(first_rows(condition, len(given)), denoiser.device))
         except DenoiserError:  # numbers far outside its range may overflow in it
             return math.inf
         total += ((out.float().cpu() - moved).double() / scale).square().mean().clamp_min(1e-30).log().item()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from fewstep.conditions import rows
 from fewstep.denoiser import Denoiser
 from fewstep.errors import ArgumentError
 from fewstep.networks.labels import innermost
+from fewstep.progress import Report, silent
 from fewstep.randomness import CalibrationSeeds, ReportSeeds, SelectionSeeds
 from fewstep.search.teacher import ConditionOf
 
@@ -129,23 +131,47 @@ def known_data(model: Denoiser, most: int) -> Data | None:
     return None
 
 
-def given_data(model: Denoiser, data: Tensor | Data | str | Path, condition: Any, most: int) -> Data:
+def given_data(
+    model: Denoiser,
+    data: Tensor | Data | str | Path,
+    condition: Any,
+    most: int,
+    asked: ConditionOf | None = None,
+    progress: Report = silent,
+) -> Data:
     """The user's clean samples, checked; of a file (`fewstep.clean.clean_samples`) up to `most`.
 
-    Errors: `ArgumentError` for a shape that is not the network's.
+    Args:
+        model: the network.
+        data: the samples, or where they are.
+        condition: theirs, all of them.
+        most: samples of a file.
+        asked: conditions that the user gave by seed; those of a file's samples where it brings none: k has that of
+            seed k.
+        progress: told of long reading.
+
+    Errors: `ArgumentError` for a shape that is not the network's, and for numbers that are not finite.
     """
     if isinstance(data, str | Path):
-        if condition is not None:
-            raise ArgumentError("data_condition: a file brings its own conditions; leave it out, or give a tensor")
-        data = clean_samples(data, model, most)
+        own = None if condition is None else partial(_picked, condition)
+        data = clean_samples(data, model, most, own or asked, progress)
     elif isinstance(data, Tensor):
         data = Data(data, condition, "data given by the caller")
-    if tuple(data.samples.shape[1:]) != tuple(model.shape) or len(data.samples) < 2:
+    elif not isinstance(data, Data):
+        raise ArgumentError(f"data is a {type(data).__name__}: give a tensor [N, *shape], or the path of a file")
+    samples = data.samples
+    if tuple(samples.shape[1:]) != tuple(model.shape) or len(samples) < 2:
         raise ArgumentError(
-            f"data has shape {tuple(data.samples.shape)}: give two or more clean samples of shape "
+            f"data has shape {tuple(samples.shape)}: give two or more clean samples of shape "
             f"{tuple(model.shape)}, in the network's units"
         )
+    if not (finite := samples.flatten(1).isfinite().all(1)).all():
+        raise ArgumentError(f"data[{int((~finite).nonzero()[0])}] is not finite: leave such samples out")
     return data
+
+
+def _picked(condition: Any, numbers: Sequence[int]) -> Any:
+    return rows(condition, torch.tensor(list(numbers), device="cpu"))
 
 
 Objective = str | Callable[[Tensor], Tensor]

@@ -133,6 +133,7 @@ def optimize_many(
     solvers = default_solver(method) if solvers is None else solvers
     asked = [solvers] if isinstance(solvers, str) or callable(solvers) else list(solvers)
     pairs, skipped = _pairs(ground, asked, nfes)
+    ground.read()
     run = _Run(ground, pairs, Ledger(ground.model), folder)
     with torch.no_grad():
         return run(minutes, max_calls, skipped)

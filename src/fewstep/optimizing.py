@@ -9,6 +9,7 @@ divided before the first one is made.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -133,6 +134,7 @@ def optimize(
         entered(ground.window, given, nfe)
     made = sources(ground.window, default_solver(method) if solver is None else solver, nfe)
     ground.require_grid(max(source.steps for source in made))
+    ground.read()
     work = Work(ground, nfe, made, folder, Ledger(ground.model), given=given)
     return finished(work, minutes, max_calls)
 
@@ -193,11 +195,17 @@ def prepared(
     chosen = checked_objective(objective, known, teacher_calls)
     chosen = on_pictures(net, chosen) if callable(chosen) else chosen
     of = inputs.condition_of(net, condition)
+    on_disk = isinstance(data, str | Path)
+    if on_disk and not Path(data).exists():
+        raise ArgumentError(f"data: nothing at {data}; give pictures, an .npy, or a .safetensors")
+    asked = None if condition is None else of
+    read = None if data is None else partial(
+        inputs.given_data, net, data, data_condition, seeds.paths or MOST_KNOWN, asked, progress
+    )  # fmt: skip
     ground = Setting(
         net, name, method, window, chosen, known, of, condition is not None, Cache(cache),
-        Probe(net, of(range(1))), batch_size, progress, seeds, teacher_calls,
-        None if data is None else inputs.given_data(net, data, data_condition, seeds.paths or MOST_KNOWN), gram,
-        loss=loss,
+        Probe(net, of(range(1))), batch_size, progress, seeds, teacher_calls, None if read is None or on_disk else
+        read(), gram, loss=loss, unread=read if on_disk else None,
     )  # fmt: skip
     ground.require_sources()
     return ground

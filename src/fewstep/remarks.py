@@ -63,12 +63,13 @@ def of_klub(gram: Gram, winner: Candidate, start: Candidate) -> Iterator[str]:
     """
     if winner.schedule is None or start.schedule is None or len(gram.ratios) < SPLINE:
         return
-    found = [diagnose(gram, c.log_ratios.exp()) for c in (winner, start)]
-    told = [with_error(one.klub, one.standard_error) for one in found]
-    worst = max(abs(one.interpolation_error) / max(one.klub, 1e-300) for one in found)
+    entered = {"times found": winner} if winner is start else {"times found": winner, "best hand-crafted": start}
+    found = {name: diagnose(gram, c.log_ratios.exp()) for name, c in entered.items()}
+    told = ", of the ".join(f"{name} {with_error(one.klub, one.standard_error)}" for name, one in found.items())
+    worst = max(abs(one.interpolation_error) / max(one.klub, 1e-300) for one in found.values())
     yield (
-        f"KLUB of the times found {told[0]}, of the best hand-crafted {told[1]} nats per dimension ({gram.samples} "
-        f"noising paths; {len(gram.ratios)} levels leave an error of {worst:.1%}). Samples chose, not the KLUB."
+        f"KLUB of the {told} nats per dimension ({gram.samples} noising paths; {len(gram.ratios)} levels leave an "
+        f"error of {worst:.1%}). Samples chose, not the KLUB."
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fewstep import data_range, inputs, models
-from fewstep.conditions import first_rows, rows
+from fewstep.conditions import first_rows, placed, rows
 from fewstep.denoiser import Denoiser
 from fewstep.errors import ArgumentError
 from fewstep.inputs import Data, SeedsAsked
@@ -50,7 +50,7 @@ class Setting:
         cache, probe, batch, progress, seeds: as in `optimize`.
         teacher_calls: of the reference sampler; 0 for none.
         loss: what a method that learns by gradient lowers, `auto` for its own.
-        data: clean samples, once they are there; gram: the KLUB table, once it is there.
+        data: clean samples, once they are there; unread: how to read the caller's file; gram: the KLUB table, likewise.
         given: whether the caller gave the data, and nobody has looked at them yet.
         ready: whether the caller gave the table.
         notes: what a reader should know.
@@ -78,9 +78,10 @@ class Setting:
     planner: Planner | None = None
     most_steps: int = 1
     loss: Loss = "auto"
+    unread: Callable[[], Data] | None = None
 
     def __post_init__(self) -> None:
-        self.given, self.ready = self.data is not None, self.gram is not None
+        self.given, self.ready = self.data is not None or self.unread is not None, self.gram is not None
 
     @cached_property
     def parts(self) -> Parts:
@@ -148,9 +149,16 @@ class Setting:
         """Whether the teacher will have to make clean samples."""
         return self.teacher_calls > 0 and self._missing
 
+    def read(self) -> None:
+        """Read the caller's file of clean samples (`given_data`): after all that can be refused without it."""
+        if self.unread is not None and self.data is None:
+            self.data = self.unread()
+
     @property
     def _missing(self) -> bool:
         """Whether clean samples are needed and not there; those that are known are taken now."""
+        if self.unread is not None:
+            return False
         if self.data is None and (self.klub or not self.window.whole):
             self.data = inputs.known_data(self.model, self.seeds.paths or MOST_KNOWN)
         table = self.klub and not self.ready
@@ -198,7 +206,7 @@ class Setting:
         """The condition of given seeds; in image-to-image that of the image, unless the user gave another."""
         if self.window.start is None or self.own_condition or self.data is None or self.data.condition is None:
             return self.asked(seeds)
-        return rows(self.data.condition, self._images(seeds))
+        return placed(rows(self.data.condition, self._images(seeds)), self.model.device)
 
     def init(self, seeds: Sequence[int]) -> Tensor:
         """Clean images `[B, *shape]` that image-to-image starts from, in the states' dtype, each by its seed alone."""
@@ -228,7 +236,7 @@ class Setting:
         """
         if self.given and self.data is not None:
             with ledger.stage("range of the data", self.check_calls):
-                data_range.require_range(self.model, self.data.samples, self.data.condition)
+                data_range.require_range(self.model, self.data.samples, self.data.condition, self.data.cure)
             self.given = False  # once is enough, whoever shares them
 
     @property

@@ -105,7 +105,7 @@ class Work:
         if clock.cut:
             self.notes.append(f"The time was over before all was done. Ended early: {', '.join(clock.cut)}.")
         self.notes.append(remarks.why(competition.race.entries, winner, final["samples"]))
-        if ground.gram is not None:
+        if ground.klub and ground.gram is not None:
             self.notes.extend(remarks.of_klub(ground.gram, winner, start))
         final |= {"judge": self.judge.name, "seeds": repr(fresh)}
         found = self._found(winner, start, final, self._figures(p, winner, start))
@@ -261,6 +261,7 @@ class Work:
             "solver": winner.solver,
             "times": winner.origin,
             "window": ground.window.record(),
+            "teacher_calls": ground.teacher_calls,
             "selected_by": self.judge.name,
             "selection": final,
             "report": {key: figures[key] for key in ("seeds", "after") if key in figures},
@@ -269,6 +270,8 @@ class Work:
         }
         about = models.about(ground.model)
         meta |= {"network": about} if about else {}
+        if ground.window.start is not None and ground.data is not None:
+            meta["images"] = ground.data.note
         return Found(
             replace(winner.tableau, meta=meta),
             start.tableau,

@@ -17,6 +17,13 @@ if TYPE_CHECKING:
     from fewstep.models import Judge
 
 SUMMARY = "searches.json"
+OPTIONS = {
+    "teacher_calls=": "--teacher-calls ", "leave teacher_calls out": "leave --teacher-calls out",
+    "judge=, or a function objective=": "--features and --reference", "judge=": "--features and --reference",
+    "objective=": "--objective ", "data=": "--data", "batch_size=": "--batch-size ", "solver=": "--solver ",
+    "method=": "--method ",
+}  # fmt: skip
+"""Arguments of `optimize` in messages, and what the command line calls them."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +161,10 @@ class Asked:
     def _named(self, error: ArgumentError, calls: int | None, own: int) -> ArgumentError:
         """The error in the words of the command line."""
         if self.max_calls is None or f"max_calls={calls}" not in str(error):
-            return error
+            text = str(error)
+            for ours, option in OPTIONS.items():
+                text = text.replace(ours, option)
+            return type(error)(text)
         return ArgumentError(f"--max-calls {self.max_calls}: the picture and the chart take {own} of them, and {error}")
 
 

@@ -59,8 +59,9 @@ class Delivery:
         begun = found.window["start"] if found.window["image_to_image"] else None
         self.ground = prepared(
             model, "dmn", cache=cache or folder / ".cache", start=begun, end=found.window["end"], batch_size=batch_size,
-            data=None if begun is None else data, **teacher,
+            data=None if begun is None else data, judge=judge, **teacher,
         )  # fmt: skip
+        self.ground.read()
         self.network = self.ground.model
         self.teacher = self.ground.teachers.of(str(found.plan.get("teacher", "")))
         self.costs: list[Cost] = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ def read_images(
     batch: int = 256,
     channels: int | None = None,
     array: str | None = None,
-    most: int | None = None,
+    only: Collection[int] | None = None,
 ) -> Iterator[Tensor]:
     """Batches of images `[b, C, H, W]`, float32 in [-1, 1], in the order of their names (of the array, for npz).
 
@@ -35,7 +35,7 @@ def read_images(
         batch: images at a time.
         channels: 1 or 3 turns pictures into grey or RGB; by default each file must be of the first one's kind.
         array: name of the array in the npz; by default `images`, `arr_0`, `samples` or `train_images`.
-        most: read only so many, evenly spread over their order (`spread`), and decode no other.
+        only: numbers of the images wanted, counted in their order; no other is decoded.
 
     Raises:
         ArgumentError: nothing there, or pictures of different sizes.
@@ -46,22 +46,14 @@ def read_images(
         raise ArgumentError(f"batch={batch}: give a positive number of images")
     if channels not in (None, 1, 3):
         raise ArgumentError(f"channels={channels}: give 1 (grey), 3 (RGB), or None to keep what the files have")
-    if not path.exists():
-        raise ArgumentError(f"path: nothing at {path}; give a folder of pictures, a zip of pictures or an npz")
+    _require_there(path)
     if path.suffix == ".npz":
-        return _from_npz(path, batch, array, most)
+        return _from_npz(path, batch, array, only)
     files = _files(path)
-    if most is not None:
-        wanted = frozenset(spread(sum(1 for _ in _files(path)), most))
+    if only is not None:
+        wanted = frozenset(only)
         files = (file for k, file in enumerate(files) if k in wanted)
     return _batches(files, path, batch, channels)
-
-
-def spread(count: int, most: int) -> range | list[int]:
-    """`most` of the numbers from 0 to count - 1, evenly spread, or all of them where they are fewer."""
-    if most < 1:
-        raise ArgumentError(f"most={most}: give a positive number of images")
-    return range(count) if count <= most else [k * count // most for k in range(most)]
 
 
 def statistics_of_images(path: str | Path, features: Features, **reading: Any) -> Statistics:
@@ -84,8 +76,18 @@ def image_names(path: Path) -> list[str]:
 
 
 def count_images(path: Path) -> int:
-    """How many pictures there are in a folder, a zip or an npz, as `read_images` looks for them."""
+    """How many pictures there are in a folder, a zip or an npz, as `read_images` looks for them.
+
+    Raises:
+        ArgumentError, FileFormatError: as in `read_images`, where there are none.
+    """
+    _require_there(path)
     return len(_array(path, None)[1]) if path.suffix == ".npz" else sum(1 for _ in _files(path))
+
+
+def _require_there(path: Path) -> None:
+    if not path.exists():
+        raise ArgumentError(f"path: nothing at {path}; give a folder of pictures, a zip of pictures or an npz")
 
 
 def _files(path: Path) -> Iterator[Named]:
@@ -145,14 +147,14 @@ def _stack(pixels: list[np.ndarray[Any, Any]]) -> Tensor:
     return to_unit(torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2))
 
 
-def _from_npz(path: Path, batch: int, array: str | None, most: int | None) -> Iterator[Tensor]:
+def _from_npz(path: Path, batch: int, array: str | None, only: Collection[int] | None) -> Iterator[Tensor]:
     name, images = _array(path, array)
     if images.dtype != np.uint8 or images.ndim not in (3, 4) or len(images) == 0:
         raise ArgumentError(
             f"array {name} of {path} is {images.dtype} {images.shape}; give uint8 [N, H, W] or [N, H, W, C]"
         )
-    if most is not None:
-        images = images[spread(len(images), most)] if len(images) > most else images
+    if only is not None:
+        images = images[sorted(only)]
     pixels = torch.from_numpy(images.reshape(*images.shape[:3], -1)).permute(0, 3, 1, 2)
     return (to_unit(part) for part in pixels.split(batch))
 

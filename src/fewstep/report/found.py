@@ -228,7 +228,7 @@ def neighbours(folder: Path, found: Found) -> list[Found]:
             other = Found.load(path)
         except (FewstepError, json.JSONDecodeError):
             continue
-        keys = ("fingerprint", "selected_by", "solver", "window")
+        keys = ("fingerprint", "selected_by", "solver", "window", "teacher_calls", "images")
         same = all(other.tableau.meta.get(k) == found.tableau.meta.get(k) for k in keys)
         if same and other.complete and judge_in_words(other) == judge_in_words(found) and other.nfe != found.nfe:
             others[other.nfe] = other

@@ -183,7 +183,7 @@ class AysTable:
         if sets["hand"] and sets["ays"]:
             errors = [found[score.replace("fd", "fd_error", 1)] for cell in (known["hand"], known["ays"]) if cell
                       for found in cell[1]]  # fmt: skip
-            apart = SURE * math.hypot(*errors) if self.settings.seed_sets == 1 else 0.0
+            apart = SURE * math.hypot(*errors) if min(len(sets["hand"]), len(sets["ays"])) == 1 else 0.0
             if max(sets["ays"]) + apart < min(sets["hand"]):
                 words["ays"] = f"**{words['ays']}**"
             elif max(sets["hand"]) + apart < min(sets["ays"]):

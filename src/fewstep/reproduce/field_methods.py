@@ -178,6 +178,10 @@ class Effort:
             return []
         own = [self.proposer, list(self.images)] if method.kind == S3 else [method.solver or self.solver]
         own += [self.lowered(method)] if self.lowered(method) != "auto" else []
+        if self.max_calls is None and self.minutes is None and method.kind not in (S3, "gradient", "auto"):
+            own.append(
+                str(default_calls(1))
+            )  # of times alone: it was less once, and what was found with that is no other
         return [*own, self.objective, self.minutes, self.max_calls, self.teacher_calls, self.calibration]
 
 

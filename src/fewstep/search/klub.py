@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fewstep.conditions import first_rows, rows
+from fewstep.conditions import first_rows, placed, rows
 from fewstep.errors import ArgumentError, DenoiserError
 from fewstep.noise import NoiseSchedule, as_float64
 from fewstep.outputs import check_finite
@@ -183,7 +183,7 @@ class Gram:
         size = min(len(data), fits, batch_size or fits)
         work = _Pass(denoiser, data, seeds, condition, levels, size)
         kept = cache if isinstance(cache, Cache) else Cache(cache)
-        return work.run(kept, probe or Probe(denoiser, first_rows(condition, 1)), progress)
+        return work.run(kept, probe or Probe(denoiser, placed(first_rows(condition, 1), denoiser.device)), progress)
 
 
 def _require_levels(levels: Tensor, noise: NoiseSchedule) -> None:
@@ -266,7 +266,7 @@ class _Pass:
         """The network's x0 at every level for one batch; the noise grows level by level, so each row is one path."""
         net = self.denoiser
         clean = self.data[start:stop].to(device="cpu", dtype=torch.float32)
-        seeds, condition = self.seeds[start:stop], rows(self.condition, slice(start, stop))
+        seeds, condition = self.seeds[start:stop], placed(rows(self.condition, slice(start, stop)), net.device)
         noise, previous = torch.zeros_like(clean), 0.0
         for k, (ratio, time, alpha) in enumerate(zip(self.ratios.tolist(), self.times, self.alphas, strict=True)):
             noise += (ratio**2 - previous**2) ** 0.5 * unit_noise(seeds, tuple(clean.shape[1:]), k)

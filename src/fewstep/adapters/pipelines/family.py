@@ -41,6 +41,7 @@ class Family(ABC):
         outputs: what `encode_prompt` returns, in its order; those that begin with `negative_` are for guidance.
         leaves: the condition of one sample.
         free: whether the pipeline has classifier-free guidance.
+        encodes: whether `encode_pixels` is there.
     """
 
     component: ClassVar[str] = "transformer"
@@ -48,6 +49,7 @@ class Family(ABC):
     outputs: ClassVar[tuple[str, ...]] = ("prompt_embeds", "negative_prompt_embeds")
     leaves: ClassVar[tuple[str, ...]] = ("prompt_embeds",)
     free: ClassVar[bool] = True
+    encodes: ClassVar[bool] = False
 
     def __init__(self, pipe: Any, ask: Ask) -> None:
         self.pipe = pipe
@@ -78,14 +80,19 @@ class Family(ABC):
         """Pixels in about [-1, 1], `[B, 3, H, W]` or `[B, 3, frames, H, W]`."""
 
     def encode_pixels(self, pixels: Tensor) -> Tensor:
-        """Latents of pictures `[B, 3, H, W]` in [-1, 1]: what `decode` undoes, as far as it can.
+        """Latents of pictures `[B, 3, H, W]` in [-1, 1]: what `decode` undoes, as far as it can."""
+        raise NotImplementedError
 
-        Errors: `ArgumentError` where the family has no encoder of pictures.
+    def require_encoder(self) -> None:
+        """Refuse pictures where the family has no encoder of them.
+
+        Errors: `ArgumentError`.
         """
-        raise ArgumentError(
-            f"{type(self.pipe).__name__} encodes no pictures here: give its latents as numbers (.safetensors with "
-            "`samples`), or no data, and the teacher makes some"
-        )
+        if not self.encodes:
+            raise ArgumentError(
+                f"{type(self.pipe).__name__} encodes no pictures here: give its latents as numbers (.safetensors with "
+                "`samples`), or no data, and the teacher makes some"
+            )
 
     def mu(self) -> float | None:
         """Of the scheduler's resolution-dependent shift, where the pipeline has one."""

@@ -46,9 +46,13 @@ class Latent:
 
     def condition_of(self, seeds: Sequence[int]) -> Leaves:
         """The prompts in turn: seed s has prompt s modulo their number."""
+        return {name: leaf.to(self.family.device) for name, leaf in self.rows(seeds).items()}
+
+    def rows(self, seeds: Sequence[int]) -> Leaves:
+        """The same, on the CPU."""
         prompts = self.prompts
-        rows = torch.tensor([int(seed) % prompts for seed in seeds], device="cpu")
-        return {name: leaf[rows].to(self.family.device) for name, leaf in self.leaves.items()}
+        numbers = torch.tensor([int(seed) % prompts for seed in seeds], device="cpu")
+        return {name: leaf[numbers] for name, leaf in self.leaves.items()}
 
     @torch.no_grad()
     def decode(self, latents: Tensor, at_once: int = DECODED_AT_ONCE) -> Tensor:

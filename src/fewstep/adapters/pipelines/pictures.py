@@ -15,6 +15,8 @@ from fewstep.errors import ArgumentError
 class Picture(Family):
     """Latents `[C, H / 8, W / 8]` of a picture autoencoder."""
 
+    encodes = True
+
     def shape(self) -> tuple[int, ...]:
         return (self.channels, self.height // self.factor, self.width // self.factor)
 
