@@ -1,4 +1,4 @@
-"""Align Your Steps on the digit network: `python -m benchmarks.ays teachers|table|targets|optimise|guided|data|report`.
+"""Align Your Steps on the digit network: `python -m benchmarks.ays PHASE`.
 
     teachers   10,000 samples of two 50-call teachers (ODE, SDE): the sets that few-step samples are compared with
     table      the paper's Tables 5 and 6: seven solvers x {best hand-crafted, AYS} x 5, 10, 20, 30 steps
@@ -6,6 +6,7 @@
                parameters, and EDM's for other rho
     optimise   what `fewstep optimize --method ays` finds at these, with its default judges and budget, three times on
                other selection seeds; and without times from the loss curve
+    twenty     what it finds at 20 steps for each of the seven solvers
     guided     guidance 1, 3, 5, 7, each against its own teacher's samples
     data       the KLUB from real data and from the teacher's samples
     report     writes docs/ays-results.md
@@ -219,20 +220,49 @@ def optimise(arguments: argparse.Namespace) -> None:
         key = optimised_key(nfe, method, repetition)
         if kept.get(key) is None:
             seeds = SelectionSeeds(APART, APART * repetition) if repetition else None
-            with shown(quiet=True) as report:
-                found = optimize(
-                    network(), nfe, method, judge=digits_judge(), selection=seeds, progress=report,
-                    out=RUNS / f"ays-optimised-{key.replace(', ', '-').replace(' ', '-')}",
-                )  # fmt: skip
-            assert found.tableau.schedule is not None
-            record = {
-                "times": found.tableau.schedule.times.tolist(), "origin": found.origin, "start": found.start_origin,
-                "calls": found.calls, "selection": found.selection, "report": found.report,
-            }  # fmt: skip
-            kept.add(key, record)
-        for k in range(arguments.seed_sets):
-            grid = as_float64((kept.get(key) or {})["times"])
-            told(f"{key} {page.OPTIMISED}, set {k}:", work.scored("dpmpp_2m", grid, page.OPTIMISED, k))
+            search(key, nfe, method, selection=seeds)
+        score_optimised(work, key, "dpmpp_2m", arguments.seed_sets)
+
+
+def search(key: str, nfe: int, method: str, **options: Any) -> None:
+    """What a search finds, kept under a key."""
+    with shown(quiet=True) as report:
+        found = optimize(
+            network(), nfe, method, judge=digits_judge(), progress=report,
+            out=RUNS / f"ays-optimised-{key.replace(', ', '-').replace(' ', '-')}", **options,
+        )  # fmt: skip
+    assert found.tableau.schedule is not None
+    record = {
+        "times": found.tableau.schedule.times.tolist(), "origin": found.origin, "start": found.start_origin,
+        "calls": found.calls, "selection": found.selection, "report": found.report,
+    }  # fmt: skip
+    optimised().add(key, record)
+
+
+def score_optimised(work: AysTable, key: str, solver: str, sets: int) -> None:
+    """The scores of what was found, on seeds that chose nothing."""
+    for k in range(sets):
+        grid = as_float64((optimised().get(key) or {})["times"])
+        told(f"{key} {page.OPTIMISED}, set {k}:", work.scored(solver, grid, page.OPTIMISED, k))
+
+
+TWENTY = 20
+
+
+def twenty(arguments: argparse.Namespace) -> None:
+    """What a user gets with 20 steps, to be compared with the paper's baseline at 30."""
+    work = table_of(arguments)
+    for solver in part(arguments.solver, arguments):
+        key = f"{solver}, {TWENTY}"
+        if optimised().get(key) is None:
+            search(key, TWENTY, "ays", solver=solver)
+        score_optimised(work, key, solver, arguments.seed_sets)
+
+
+def found_at_twenty(work: AysTable, solver: str, score: str) -> list[float]:
+    """Its scores."""
+    record = optimised().get(f"{solver}, {TWENTY}")
+    return [] if record is None else [f[score] for f in work.found(solver, as_float64(record["times"]))]
 
 
 def repeated(work: AysTable, nfe: int, method: str, score: str) -> list[tuple[str, list[float]]]:
@@ -355,7 +385,7 @@ def report(arguments: argparse.Namespace) -> None:
             ),
             page.targets_text(wide, TARGET_NFES, grids.__getitem__, found, teacher),
             page.repeated_text(TARGET_NFES, grids.__getitem__, found, partial(repeated, wide)),
-            page.solvers_text(work),
+            page.solvers_text(work, partial(found_at_twenty, work)),
             page.choices_text(work),
             page.by_frechet_text(table_of(arguments, nfes=(5, 10), **BY_FRECHET)),
             page.judging_text(RESULTS),
@@ -372,7 +402,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.ays", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    phases = {f.__name__: f for f in (teachers, table, targets, optimise, guided, data, report)}
+    phases = {f.__name__: f for f in (teachers, table, targets, optimise, twenty, guided, data, report)}
     parser.add_argument("phase", choices=list(phases))
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu", help="of the network, as cuda; scores begun elsewhere go on there")
