@@ -41,6 +41,16 @@ def test_numbers_of_both_kinds(tmp_path: Path) -> None:
         assert torch.equal(clean_samples(tmp_path / name, model, 4).samples, rows[order[:4]])
 
 
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.int32, np.float16, np.float64])
+def test_all_types_of_real_numbers(kind: type[np.generic], tmp_path: Path) -> None:
+    rows = np.arange(12).reshape(6, 2).astype(kind)
+    np.save(tmp_path / "rows.npy", rows)
+    save_file({"samples": torch.from_numpy(rows)}, tmp_path / "rows.safetensors")
+    for name in ("rows.npy", "rows.safetensors"):
+        found = clean_samples(tmp_path / name, models.load("problem:grid_8x8"), 4).samples
+        assert found.dtype == torch.float32 and found.tolist() == rows[drawn(6, 4)].tolist()
+
+
 def test_labels_of_numbers(tmp_path: Path) -> None:
     model = models.load("mnist")
     rows, labels = torch.randn(6, 1, 28, 28), torch.tensor([3, 1, 4, 1, 5, 9])

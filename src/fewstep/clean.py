@@ -86,7 +86,8 @@ def clean_samples(
     picked = drawn(len(samples), most)
     condition = _condition(path, model, labels, len(samples), picked, conditions)
     cure = f"write {{formula}} in place of {path.name}"
-    return Data(samples[picked].float(), condition, f"{len(picked):,} of {path.name}", cure)
+    rows = [samples[k].float() for k in picked]  # row by row: not every type of numbers can be indexed by a list
+    return Data(torch.stack(rows), condition, f"{len(picked):,} of {path.name}", cure)
 
 
 def drawn(count: int, most: int) -> list[int]:
