@@ -132,10 +132,16 @@ def test_what_cannot_be_read(tmp_path: Path) -> None:
             clean_samples(tmp_path / name, model, 4)
     save_file({"rows": torch.zeros(4, *model.shape)}, tmp_path / "other.safetensors")
     np.save(tmp_path / "shape.npy", np.zeros((4, 7)))
+    np.save(tmp_path / "few.npy", np.zeros((1, 2)))
+    np.save(tmp_path / "none.npy", np.zeros((0, 2)))
+    np.save(tmp_path / "number.npy", np.zeros(()))
     np.save(tmp_path / "complex.npy", np.zeros((4, 2), complex))
     for name, said in (
         ("other.safetensors", "no tensor `samples`; it holds rows"),
-        ("shape.npy", r"shape \(4, 7\): give clean samples \[N, 2\]"),
+        ("shape.npy", r"shape \(4, 7\): give two or more clean samples \[N, 2\]"),
+        ("few.npy", r"shape \(1, 2\): give two or more"),
+        ("none.npy", r"shape \(0, 2\)"),
+        ("number.npy", r"shape \(\)"),
         ("complex.npy", r"holds torch.complex128 of shape \(4, 2\)"),
         ("absent.npy", "nothing at"),
         ("absent", "none of pictures"),

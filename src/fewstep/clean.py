@@ -78,9 +78,10 @@ def clean_samples(
         raise
     except (OSError, ValueError, TypeError, EOFError, SafetensorError) as error:
         raise FileFormatError(f"{path} cannot be read ({error}); write it again") from error
-    if samples.ndim < 2 or tuple(samples.shape[1:]) != tuple(model.shape) or samples.is_complex():
+    fits = tuple(samples.shape[1:]) == tuple(model.shape) and samples.shape[:1].numel() >= 2
+    if not fits or samples.is_complex():
         raise ArgumentError(
-            f"{path} holds {samples.dtype} of shape {tuple(samples.shape)}: give clean samples [N, "
+            f"{path} holds {samples.dtype} of shape {tuple(samples.shape)}: give two or more clean samples [N, "
             f"{', '.join(map(str, model.shape))}] in the network's units"
         )
     picked = drawn(len(samples), most)
