@@ -197,7 +197,7 @@ def optimised() -> Results:
     return Results(RESULTS / "optimised.jsonl")
 
 
-DESCENT = "ays, descent alone"
+DESCENT = page.DESCENT
 PARTS[DESCENT] = replace(PARTS["ays"], curve=False)
 """The same without times from the loss curve of the KLUB table."""
 REPETITIONS = 3

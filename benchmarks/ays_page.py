@@ -79,6 +79,8 @@ to the data, two of them clearly nearer. For `ddim` and `ddim_eta1` it kept a ha
 
 OPTIMISED, BY_FRECHET = "fewstep optimize", "AYS, raced by FD"
 """The rows of what a user gets, and of times that were raced by the distance to the data."""
+DESCENT = "ays, descent alone"
+"""The method without times from the loss curve."""
 LINES = (
     ("paper", "#c9a36a", "the paper's baseline"),
     ("hand", "#8a8a8a", "best hand-crafted"),
@@ -270,7 +272,7 @@ def repeated_text(nfes: Sequence[int], grids: Callable[[int], Iterable[str]], fo
                   repeated: Repeated) -> str:  # fmt: skip
     """What `fewstep optimize --method ays` finds on other selection seeds, and with the descent alone."""
     rows = []
-    for nfe, (method, said) in product(nfes, (("ays", "all"), ("ays, descent alone", "descent alone"))):
+    for nfe, (method, said) in product(nfes, (("ays", "all"), (DESCENT, "descent alone"))):
         cells: list[object] = [nfe, said]
         for score in (ODE, "fd"):
             rivals = [

@@ -91,7 +91,7 @@ def optimize(
             the same noise), `faithful` (the geometric mean of that in features and in the samples themselves),
             `frechet` (to the data), `teacher` (RMS distance to the 60-call run, sample by sample), or a function
             `images [B, *shape] -> [B]`, which sees the decoded pictures of a pipeline. `faithful` and `frechet` need a
-            judge. `auto` is matched where no features are known, else faithful with method `auto`, and frechet.
+            judge. `auto` is faithful where features are known, else matched; without a teacher frechet.
         judge: features and reference statistics, for networks that the package does not know.
         data: clean samples `[N, *shape]` in the network's units for the KLUB table, with `data_condition`, or a file or
             folder of them (`fewstep.clean.clean_samples`); by default what ships with the network, else samples that

@@ -170,6 +170,7 @@ class Asked:
 
 def verdict(found: Found) -> str:
     """What came of one search: whether the difference on report seeds is outside two standard errors."""
+    from fewstep.remarks import SURE
     from fewstep.report.found import gain
 
     if not found.improved:
@@ -177,7 +178,7 @@ def verdict(found: Found) -> str:
     gained, error = gain(found) or (0.0, None)
     if error is None:
         return "not judged"
-    return "no difference shown" if abs(gained) <= 2 * error else "better" if gained > 0 else "worse"
+    return "no difference shown" if abs(gained) <= SURE * error else "better" if gained > 0 else "worse"
 
 
 def summary(many: FoundMany, folder: Path) -> str:

@@ -31,6 +31,7 @@ from fewstep.errors import ArgumentError
 from fewstep.metrics import Statistics, frechet_with_error
 from fewstep.progress import Event, Report, silent
 from fewstep.randomness import ReportSeeds
+from fewstep.remarks import SURE
 from fewstep.reproduce.choosing import Choice, Chooser, Settings
 from fewstep.sampling import sample
 from fewstep.search.cache import Cache, digest
@@ -44,8 +45,6 @@ KINDS = ("hand", "ays", "paper")
 """Best hand-crafted times, AYS's, and the paper's baseline: EDM's for stochastic solvers, LogSNR for the others."""
 SET_STRIDE = 1_000_000
 """Offset between sets of report seeds: they stay disjoint whatever their sizes."""
-SURE = 2.0
-"""Standard errors of a difference from which on it is told, where there is one set only."""
 
 
 @dataclass
